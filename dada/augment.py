@@ -1,0 +1,235 @@
+"""From draws and images to augmented images, and the fixed augmentations around them; all batched.
+
+Contract: pure functions that can be traced. `apply_draws` is the fast path of training, uint8 to
+uint8; `apply_draws_differentiable` gives the same pixels as float32 and carries gradients to the
+values of the draws, for searches. B images, K ops per image, applied in the order 0 .. K - 1.
+
+Under `jit` with images divided over devices all functions give the pixels of one device; inside
+`shard_map` or `pmap`, `apply_draws` moves nothing between devices.
+
+Copy alone: with sampling.py, fast_path.py, op_table.py and what they import; normalize, random_crop,
+random_flip and random_cutout need none of these.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dada import fast_path, op_table
+from dada.sampling import Draws
+
+
+def apply_draws(images: chex.Array, draws: Draws) -> chex.Array:
+    """Applies to every image its own K ops, equal to Pillow on every pixel.
+
+    Rotate90 needs square images; on others its result is undefined. The centre of a draw is read by
+    Cutout and CutoutAbs only.
+
+    Args:
+      images: uint8 [B, H, W, 3]; grey images as three equal channels. H * W <= 2**22.
+      draws: op int [B, K], value float [B, K], center float [B, K, 2].
+
+    Returns:
+      uint8 [B, H, W, 3].
+
+    Raises:
+      TypeError: images are not uint8, or a draw has the wrong kind of number.
+      ValueError: shapes do not fit.
+    """
+    _check_images("images", images, (jnp.uint8,), "uint8")
+    if images.shape[1] * images.shape[2] > 2**22:
+        raise ValueError(f"images: got shape {images.shape}, expected H * W <= {2**22}")
+    _check_draws(draws, images.shape[0])
+    return fast_path.apply(
+        images,
+        draws.op.astype(jnp.int32),
+        draws.value.astype(jnp.float32),
+        draws.center.astype(jnp.float32),
+    )
+
+
+def apply_draws_differentiable(
+    images: chex.Array, draws: Draws, op_ids: tuple[int, ...]
+) -> chex.Array:
+    """Applies to every image its own K ops; same pixels as `apply_draws`, with gradients.
+
+    Every image pays for every op of `op_ids` in every slot, so pass the ops of the search space only.
+
+    Args:
+      images: float32 [B, H, W, 3] in [0, 1], holding k/255.
+      draws: op int [B, K], value float [B, K], center float [B, K, 2]. Ops are traced, so a draw whose
+        op is not in `op_ids` cannot be refused: it does nothing.
+      op_ids: static; the op ids that draws may hold, 0 (Identity) among them.
+
+    Returns:
+      float32 [B, H, W, 3].
+
+    Gradient: to draws.value and images, through the surrogates that the ops declare; none to op and
+      center.
+
+    Raises:
+      TypeError: images are not float32, or a draw has the wrong kind of number.
+      ValueError: shapes do not fit; op_ids without 0, repeated or outside the op table.
+    """
+    _check_images("images", images, (jnp.float32,), "float32")
+    _check_draws(draws, images.shape[0])
+    op_ids = tuple(int(op) for op in op_ids)
+    if 0 not in op_ids or len(set(op_ids)) < len(op_ids):
+        raise ValueError(f"op_ids: got {op_ids}, expected distinct op ids, 0 (Identity) included")
+    if not all(0 <= op < len(op_table.OPS) for op in op_ids):
+        raise ValueError(f"op_ids: got {op_ids}, expected ids in [0, {len(op_table.OPS)})")
+    branch_of_op = np.full(len(op_table.OPS), op_ids.index(0), np.int32)
+    branch_of_op[list(op_ids)] = np.arange(len(op_ids))
+    branches = [
+        lambda image, value, center, name=op_table.OPS[op]: op_table.apply_op(
+            name, image, value, center
+        )
+        for op in op_ids
+    ]
+
+    def augment_one(image, branch, value, center):
+        for slot in range(branch.shape[0]):
+            image = jax.lax.switch(branch[slot], branches, image, value[slot], center[slot])
+        return image
+
+    branch = jnp.asarray(branch_of_op)[draws.op]
+    return jax.vmap(augment_one)(images, branch, draws.value, draws.center)
+
+
+def normalize(images: chex.Array, mean: chex.Array, std: chex.Array) -> chex.Array:
+    """Returns (images - mean) / std per channel, bytes as fractions of 255.
+
+    Args:
+      images: [..., C], uint8, or floating in [0, 1].
+      mean: [C], in the unit of images in [0, 1].
+      std: [C], positive.
+
+    Returns:
+      [..., C]: float32 for bytes, else the dtype of the images.
+
+    Raises:
+      TypeError: images are neither uint8 nor floating.
+      ValueError: mean or std has not one entry per channel.
+    """
+    images = jnp.asarray(images)
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"images: got dtype {images.dtype}, expected uint8 or floating")
+    channels = images.shape[-1:]
+    for name, statistic in (("mean", mean), ("std", std)):
+        if np.shape(statistic) != channels:
+            raise ValueError(f"{name}: got shape {np.shape(statistic)}, expected {channels}")
+    return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
+
+
+def random_crop(key: chex.PRNGKey, images: chex.Array, padding: int = 4) -> chex.Array:
+    """Shifts every image by up to `padding` pixels each way; zeros come in.
+
+    The same as padding with zeros and cropping to the old size at a uniform position.
+
+    Args:
+      key: typed key, consumed.
+      images: any dtype [B, H, W, C].
+      padding: static, >= 0, in pixels.
+
+    Returns:
+      [B, H, W, C], same dtype.
+    """
+    _check_random(key, images)
+    if padding < 0:
+        raise ValueError(f"padding: got {padding}, expected at least 0")
+    batch, height, width, channels = images.shape
+    corner = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
+    margin = (padding, padding)
+    padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
+
+    def crop(image, corner):
+        start = (corner[0], corner[1], 0)
+        return jax.lax.dynamic_slice(image, start, (height, width, channels))
+
+    return jax.vmap(crop)(padded, corner)
+
+
+def random_flip(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
+    """Mirrors every image left to right with probability one half.
+
+    Args:
+      key: typed key, consumed.
+      images: any dtype [B, H, W, C].
+
+    Returns:
+      [B, H, W, C], same dtype.
+    """
+    _check_random(key, images)
+    mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
+    return jnp.where(mirrored, images[:, :, ::-1], images)
+
+
+def random_cutout(key: chex.PRNGKey, images: chex.Array, length: int) -> chex.Array:
+    """Sets a square of every image to zero, after normalisation: to the mean colour.
+
+    The centre is a uniform pixel; rows and columns centre - length // 2 up to and without
+    centre + length // 2, cut off at the border (so an odd length acts as length - 1).
+
+    Args:
+      key: typed key, consumed.
+      images: any dtype [B, H, W, C].
+      length: >= 0, side of the square in pixels; 0 leaves the images.
+
+    Returns:
+      [B, H, W, C], same dtype.
+
+    Reference: DeVries and Taylor 2017, as in the DADA code.
+    """
+    _check_random(key, images)
+    if length < 0:
+        raise ValueError(f"length: got {length}, expected at least 0")
+    batch, height, width, _ = images.shape
+    center = jax.random.randint(key, (batch, 2), 0, jnp.array([height, width]))
+    half = length // 2
+
+    def covered(size, center):
+        offset = jnp.arange(size) - center[:, None]
+        return (offset >= -half) & (offset < half)
+
+    rows, columns = covered(height, center[:, 0]), covered(width, center[:, 1])
+    return jnp.where((rows[:, :, None] & columns[:, None])[..., None], 0, images)
+
+
+def _check_images(name, images, dtypes, expected):
+    if images.dtype not in dtypes:
+        raise TypeError(f"{name}: got dtype {images.dtype}, expected {expected}")
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"{name}: got shape {images.shape}, expected [B, H, W, 3]")
+
+
+def _check_draws(draws, batch):
+    for name, array, kind in (
+        ("op", draws.op, jnp.integer),
+        ("value", draws.value, jnp.floating),
+        ("center", draws.center, jnp.floating),
+    ):
+        if not jnp.issubdtype(array.dtype, kind):
+            raise TypeError(
+                f"draws.{name}: got dtype {array.dtype}, expected {kind.__name__}"
+            )
+    shape = draws.op.shape
+    if len(shape) != 2 or shape[0] != batch:
+        raise ValueError(f"draws.op: got shape {shape}, expected [{batch}, K]")
+    if draws.value.shape != shape or draws.center.shape != (*shape, 2):
+        raise ValueError(
+            f"draws: got value {draws.value.shape} and center {draws.center.shape}, expected "
+            f"{shape} and {(*shape, 2)}"
+        )
+
+
+def _check_random(key, images):
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise TypeError(f"key: got {type(key).__name__}, expected a typed key of jax.random.key")
+    if key.shape != () or images.ndim != 4:
+        raise ValueError(
+            f"got key of shape {key.shape} and images of shape {images.shape}, expected one key and "
+            "images [B, H, W, C]"
+        )

@@ -1,0 +1,424 @@
+"""DADA: augmentation-policy search by one-step bi-level optimisation (Li et al., ECCV 2020).
+
+    min_phi V(theta'(phi)),   theta'(phi) = theta - eta (mu B + clip(grad L(theta, phi)) + lambda theta)
+
+One step: every image draws its own sub-policy; g = grad of the training loss; theta' is the real next
+iterate; v = grad of the loss of a fresh validation batch at theta'; one JVP along v scores every image,
+s_i = < v, grad l_i >. The cost of image i's draw is -s_i. Levels follow d(-s)/d(level); choices and
+application bits follow RELAX, REINFORCE with a leave-one-out baseline, or a relaxed mixture.
+
+Deviations from the released code (preset "corrected", the default; `dada_official` has the other):
+its control variate cancels, its level gradient is blind to the op, its validation batch is always the
+same, bits that were not drawn are updated, one draw serves a whole batch, the unrolled step is not
+clipped, and the policy is read one epoch early. The papers' step size eta is left out of the policy
+gradient in both: Adam divides it out, and late epochs weigh as much as early ones.
+
+With batch statistics, s_i is the derivative of l_i with the statistics of its batch: it carries what
+image i owes to the others' statistics, not what the others owe to image i's.
+
+`step` is pure: jit it, scan it, vmap it over seeds, or pmap it with `axis_name`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dada import (
+    augment,
+    dada_official,
+    estimators,
+    hypergradient,
+    op_table,
+    policy,
+    policy_space,
+    search_input,
+    train_state,
+)
+
+ESTIMATORS = ("relax", "reinforce", "gumbel", "straight_through")
+
+
+class Batch(NamedTuple):
+    """images [B, H, W, 3] uint8 and labels [B] int32."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Static settings of a search; hashable. Defaults: the paper's CIFAR-10 search, corrected.
+
+    Attributes:
+      apply: network, (params, batch_stats, images, is_training, axis_name=) -> (logits, batch_stats).
+      space: the ops, their ranges and sign rules.
+      num_epochs, steps_per_epoch: length of the search; they set the learning-rate schedule.
+      preset: "corrected", or "official": what the released code does, defects included.
+      policy_space: "pairs" or "slots", see `policy_space`.
+      draws: "image" or "batch": what shares one draw of sub-policy and bits.
+      estimator: one of `ESTIMATORS`.
+      hypergradient: "exact" (JVP) or "finite_difference".
+      learning_rate ... clip_norm: SGD of the network.
+      policy_learning_rate: Adam of the policy, betas 0.5 and 0.999.
+      control_learning_rate: Adam of RELAX's control variate.
+      temperature: (at the start, at the end), linear in between; of the relaxed samples.
+      crop_padding, flip, cutout_length: base augmentation around the policy, as in the papers.
+      mean, std: per channel, of images in [0, 1].
+      top_k: sub-policies kept by `extract_policy`.
+    """
+
+    apply: Callable
+    space: op_table.SearchSpace
+    num_epochs: int = 20
+    steps_per_epoch: int = 16
+    preset: str = "corrected"
+    policy_space: str = "pairs"
+    draws: str = "image"
+    estimator: str = "relax"
+    hypergradient: str = "exact"
+    learning_rate: float = 0.1
+    learning_rate_floor: float = 0.001
+    momentum_decay: float = 0.9
+    weight_decay: float = 2e-4
+    clip_norm: float = 5.0
+    policy_learning_rate: float = 0.05
+    control_learning_rate: float = 0.01
+    temperature: tuple[float, float] = (0.5, 0.5)
+    crop_padding: int = 4
+    flip: bool = True
+    cutout_length: int = 16
+    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
+    std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
+    top_k: int = 25
+
+    def __post_init__(self):
+        allowed = {
+            "preset": ("corrected", "official"),
+            "policy_space": ("pairs", "slots"),
+            "draws": ("image", "batch"),
+            "estimator": ESTIMATORS,
+            "hypergradient": ("exact", "finite_difference"),
+        }
+        for field, values in allowed.items():
+            if getattr(self, field) not in values:
+                raise ValueError(
+                    f"{field}: got {getattr(self, field)!r}, expected one of {', '.join(values)}"
+                )
+        if self.preset == "official":
+            dada_official.check(self)
+        if min(self.temperature) <= 0:
+            raise ValueError(f"temperature: got {self.temperature}, expected two numbers above 0")
+
+
+class SearchState(NamedTuple):
+    """All that a search carries from step to step.
+
+    Attributes:
+      key: base random key; step t uses fold_in(key, t).
+      train: the network, its momentum, and the step count.
+      policy: `policy_space.Parameters`; raw probabilities and levels in the official preset.
+      control: parameters of RELAX's control variate.
+      optimizer: Adam's state for (policy, control).
+      epoch_policy: the policy before the first step of the current epoch, which the official preset reads.
+    """
+
+    key: jax.Array
+    train: train_state.TrainState
+    policy: policy_space.Parameters
+    control: Any
+    optimizer: Any
+    epoch_policy: policy_space.Parameters
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    def adam(learning_rate):
+        return optax.adam(learning_rate, b1=0.5, b2=0.999)
+
+    if config.preset == "official":
+        return adam(config.policy_learning_rate)
+    return optax.partition(
+        {"policy": adam(config.policy_learning_rate), "control": adam(config.control_learning_rate)},
+        ("policy", "control"),
+    )
+
+
+def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> SearchState:
+    """The state before the first step.
+
+    Args:
+      key: typed random key, consumed.
+      config: settings.
+      params, batch_stats: a freshly initialised network.
+
+    Returns:
+      A SearchState: uniform choices, application probabilities one half, levels one half.
+    """
+    key, control_key = jax.random.split(key)
+    parameters = policy_space.init(config.policy_space, len(config.space.rows))
+    control = estimators.init_control_variate(control_key, parameters.op.size + parameters.application.size)
+    if config.preset == "official":
+        parameters = dada_official.init_policy(parameters)
+    return SearchState(
+        key=key,
+        train=train_state.init(params, batch_stats),
+        policy=parameters,
+        control=control,
+        optimizer=_optimizer(config).init((parameters, control)),
+        epoch_policy=parameters,
+    )
+
+
+def learning_rate(config: Config, step: jax.Array) -> jax.Array:
+    """Network learning rate of a step: cosine per epoch; the official preset runs one epoch ahead."""
+    return train_state.cosine_schedule(
+        step,
+        base_learning_rate=config.learning_rate,
+        steps_per_epoch=config.steps_per_epoch,
+        num_epochs=config.num_epochs,
+        floor=config.learning_rate_floor,
+        epoch_offset=1 if config.preset == "official" else 0,
+    )
+
+
+def temperature(config: Config, step: jax.Array) -> jax.Array:
+    """Temperature of the relaxed samples: linear over the whole search."""
+    start, end = config.temperature
+    fraction = jnp.clip(step / (config.num_epochs * config.steps_per_epoch), 0.0, 1.0)
+    return start + (end - start) * fraction
+
+
+def distribution(config: Config, parameters: policy_space.Parameters) -> policy_space.Parameters:
+    """The learned parameters as logits, whatever form the preset learns them in."""
+    return dada_official.as_logits(parameters) if config.preset == "official" else parameters
+
+
+def step(
+    config: Config,
+    state: SearchState,
+    train_batch: Batch,
+    valid_batch: Batch,
+    axis_name: str | None = None,
+) -> tuple[SearchState, dict[str, jax.Array]]:
+    """One update of the network and one of the policy.
+
+    Args:
+      config: static.
+      state: from `init` or the last `step`.
+      train_batch: images uint8 [B, H, W, 3], labels int32 [B]; not augmented.
+      valid_batch: the same form, any size; stays un-augmented.
+      axis_name: mapped axis over which both batches are divided, for pmap. Every random number belongs
+        to one image of the whole batch, so the division changes nothing but rounding.
+
+    Returns:
+      (next state, metrics: scalars, and `op_mass` [number of ops]).
+
+    Raises:
+      AssertionError: wrong shapes or dtypes.
+    """
+    for batch in (train_batch, valid_batch):
+        chex.assert_rank([batch.images, batch.labels], [4, 1])
+        chex.assert_equal_shape_prefix([batch.images, batch.labels], 1)
+        chex.assert_type([batch.images, batch.labels], [jnp.uint8, jnp.int32])
+
+    train, parameters = state.train, state.policy
+    rate, heat = learning_rate(config, train.step), temperature(config, train.step)
+    step_key = jax.random.fold_in(state.key, train.step)
+    keys = search_input.image_keys(step_key, train_batch.images.shape[0], axis_name)
+    draw_keys = keys.draw if config.draws == "image" else search_input.image_keys(step_key, 1).draw
+    draws = jax.vmap(policy_space.draw, (0, None))(draw_keys, distribution(config, parameters))
+
+    def network_input(parameters):
+        return search_input.network_input(
+            config, parameters, draws, draw_keys, keys, heat, train_batch.images
+        )
+
+    inputs, pull_back_inputs = jax.vjp(network_input, parameters)
+
+    def losses(params, inputs):
+        logits, stats = config.apply(params, train.batch_stats, inputs, True, axis_name=axis_name)
+        return train_state.cross_entropy(logits, train_batch.labels), (logits, stats)
+
+    def update(gradient, clip_norm=config.clip_norm):
+        return train_state.sgd_update(
+            train.params,
+            train.momentum,
+            gradient,
+            learning_rate=rate,
+            weight_decay=config.weight_decay,
+            momentum_decay=config.momentum_decay,
+            clip_norm=clip_norm,
+        )
+
+    def mean_loss(params, inputs):
+        each, (logits, stats) = losses(params, inputs)
+        return _mean(jnp.mean(each), axis_name), (logits, stats)
+
+    loss_and_gradient = jax.value_and_grad(mean_loss, has_aux=True)
+    (train_loss, (logits, stats)), gradient = loss_and_gradient(train.params, inputs)
+    gradient = _mean(gradient, axis_name)
+    # The unrolled weights are the next iterate: one computation.
+    (params, momentum), pull_back_update = jax.vjp(update, gradient)
+    # The official unroll is not clipped, and so is not the next iterate when the clip acts.
+    unrolled = update(gradient, clip_norm=None)[0] if config.preset == "official" else params
+
+    valid_images = augment.normalize(valid_batch.images, config.mean, config.std)
+
+    def valid_loss(params):
+        logits, _ = config.apply(params, train.batch_stats, valid_images, True, axis_name=axis_name)
+        loss = jnp.mean(train_state.cross_entropy(logits, valid_batch.labels))
+        return _mean(loss, axis_name), logits
+
+    (loss, valid_logits), valid_gradient = jax.value_and_grad(valid_loss, has_aux=True)(unrolled)
+    valid_gradient = _mean(valid_gradient, axis_name)
+
+    score = (
+        hypergradient.alignment
+        if config.hypergradient == "exact"
+        else hypergradient.alignment_finite_difference
+    )
+    if config.preset == "official":
+        draw = jax.tree.map(lambda leaf: leaf[0], draws)
+        gradients = dada_official.policy_gradient(
+            config.estimator,
+            lambda params, inputs: mean_loss(params, inputs)[0],
+            lambda function: score(function, train.params, valid_gradient),
+            parameters,
+            state.control,
+            draw,
+            draw_keys[0],
+            heat,
+            inputs,
+        )
+        costs = jnp.zeros(())
+    else:
+        # u of `hypergradient`, eq. (1), at unit length, which keeps late and early steps on one scale.
+        (direction,) = pull_back_update((valid_gradient, jax.tree.map(jnp.zeros_like, momentum)))
+        norm = hypergradient.global_norm(direction)
+        direction = jax.tree.map(lambda leaf: leaf / jnp.maximum(norm, 1e-12), direction)
+        costs, pull_back_costs = jax.vjp(
+            lambda inputs: score(lambda params: losses(params, inputs)[0], train.params, direction), inputs
+        )
+        (pathwise,) = pull_back_inputs(*pull_back_costs(jnp.full_like(costs, 1.0 / costs.size)))
+        scores, control_gradient = _score_gradient(config, state, draws, draw_keys, heat, costs, axis_name)
+        gradients = _mean((jax.tree.map(jnp.add, pathwise, scores), control_gradient), axis_name)
+
+    updates, optimizer = _optimizer(config).update(gradients, state.optimizer)
+    new_policy, control = optax.apply_updates((parameters, state.control), updates)
+    starts_epoch = train.step % config.steps_per_epoch == 0
+    next_state = SearchState(
+        key=state.key,
+        train=train_state.TrainState(train.step + 1, params, stats, momentum),
+        policy=new_policy,
+        control=control,
+        optimizer=optimizer,
+        epoch_policy=jax.tree.map(
+            lambda new, old: jnp.where(starts_epoch, new, old), parameters, state.epoch_policy
+        ),
+    )
+    learned = distribution(config, new_policy)
+    metrics = {
+        "train_loss": train_loss,
+        "train_accuracy": _mean(train_state.accuracy(logits, train_batch.labels), axis_name),
+        "valid_loss": loss,
+        "valid_accuracy": _mean(train_state.accuracy(valid_logits, valid_batch.labels), axis_name),
+        "entropy": policy_space.entropy(learned),
+        "op_mass": policy_space.op_mass(learned, len(config.space.rows)),
+        "cost": _mean(jnp.mean(costs), axis_name),
+        "learning_rate": rate,
+        "temperature": heat,
+    }
+    return next_state, metrics
+
+
+def _mean(tree, axis_name):
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def _score_gradient(config, state, draws, draw_keys, heat, costs, axis_name):
+    """The score-function part of the gradient, for (policy, control); zero for relaxed mixtures."""
+    parameters = state.policy
+    no_control = jax.tree.map(jnp.zeros_like, state.control)
+    if config.estimator in ("gumbel", "straight_through"):
+        return jax.tree.map(jnp.zeros_like, parameters), no_control
+    if config.draws == "image":
+        costs = estimators.leave_one_out(costs, axis_name=axis_name)
+    else:
+        costs = _mean(jnp.mean(costs, keepdims=True), axis_name)
+    if config.estimator == "reinforce":
+        return (
+            estimators.reinforce(policy_space.log_probability, parameters, draws, costs),
+            no_control,
+        )
+
+    def latents(parameters, key, draw):
+        return tuple(
+            policy_space.features(latent, draw, heat)
+            for latent in policy_space.drawn_latents(parameters, key, draw)
+        )
+
+    return estimators.relax(
+        policy_space.log_probability,
+        latents,
+        estimators.control_variate,
+        parameters,
+        state.control,
+        draws,
+        draw_keys,
+        costs,
+    )
+
+
+def extract_policy(config: Config, state: SearchState, **metadata) -> policy.Policy:
+    """The policy that the search found, as an artefact to save, sample and train with.
+
+    Corrected: the `top_k` pairs by weight, with their weights (slots: all 25, each slot's most probable
+    op, uniform). Official: the `top_k` pairs, uniform, as they stood before the current epoch.
+
+    Args:
+      config: settings.
+      state: after the last step; concrete, not traced.
+      **metadata: further fields of the artefact, for example `seed`, `data_set` and `source`.
+
+    Returns:
+      A Policy of kind "sub_policies".
+    """
+    is_official = config.preset == "official"
+    parameters = distribution(config, state.epoch_policy if is_official else state.policy)
+    op, probability, level = (
+        np.asarray(leaf, np.float64)
+        for leaf in (
+            jax.nn.softmax(parameters.op),
+            jax.nn.sigmoid(parameters.application),
+            jax.nn.sigmoid(parameters.level),
+        )
+    )
+    if config.policy_space == "pairs":
+        # Stable, so that equal weights keep the order of the pair table.
+        best = np.argsort(-op[0, 0], kind="stable")[: config.top_k]
+        rows = policy_space.pair_table(len(config.space.rows))[best]
+        probability, level = probability[best], level[best]
+        weight = None if is_official else op[0, 0][best] / op[0, 0][best].sum()
+        kept = f"the {len(best)} of {op.size} pairs with the largest weight"
+        rule = f"{kept}, {'drawn uniformly' if is_official else 'drawn by weight'}"
+    else:
+        rows, weight = op.argmax(-1).astype(np.int32), None
+        rule = "the most probable op of each slot"
+    if is_official:
+        rule += ", as of the start of the last epoch"
+    base_rows = len(op_table.search_space(config.space.name).rows)
+    return policy.Policy(
+        kind="sub_policies",
+        search_space=config.space.name,
+        extra_ops=tuple(row.name for row in config.space.rows[base_rows:]),
+        content=policy.SubPolicies(rows, probability, level, weight),
+        method="dada",
+        preset=config.preset,
+        selection_rule=rule,
+        **metadata,
+    )

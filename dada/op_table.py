@@ -1,0 +1,244 @@
+"""The one place where an op name becomes pixels and a level in [0, 1] becomes a physical value.
+
+A search space is data: a tuple of rows (name, range, unit, identity value, sign rule). Everything
+else in the library speaks of a *row* (index into the space) and a *level* in [0, 1]; only the
+leaf files speak of degrees, bits and pixels.
+
+    value = low + level * (high - low)
+    value = identity + sign * (value - identity)      rows with a random sign, sign is -1 or +1
+
+Spaces:
+    dada              15 ops of the official DADA code. Level 0.5 is the identity of nine of them.
+    strength          the same ops; level 0 is the identity, level 1 the strongest: the default.
+    autoaugment       dada plus the four rows that converted AutoAugment levels need.
+    deepaa            Identity and 14 ops of DeepAA; the sign is part of the action, as searched.
+    deepaa_mirrored   the same, geometric values mirrored at random, as the published policies
+                      were evaluated.
+DeepAA's actions flip, cutout and crop differ between CIFAR and ImageNet; they are extra ops
+(`UNAVAILABLE_OPS`): policies that name them can be read and written, not yet sampled.
+
+Copy alone: with color_ops.py and spatial_ops.py.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+from dada import color_ops, spatial_ops
+
+# One entry per op, in the order of the op ids. Every entry takes (image, value, center).
+_APPLY = {
+    "Identity": lambda image, value, center: image,
+    "ShearX": lambda image, value, center: spatial_ops.shear_x(image, value),
+    "ShearY": lambda image, value, center: spatial_ops.shear_y(image, value),
+    "TranslateX": lambda image, value, center: spatial_ops.translate_x(
+        image, value * image.shape[1]
+    ),
+    "TranslateY": lambda image, value, center: spatial_ops.translate_y(
+        image, value * image.shape[0]
+    ),
+    "Rotate": lambda image, value, center: spatial_ops.rotate(image, value),
+    "AutoContrast": lambda image, value, center: color_ops.auto_contrast(image),
+    "Invert": lambda image, value, center: color_ops.invert(image),
+    "Equalize": lambda image, value, center: color_ops.equalize(image),
+    "Solarize": lambda image, value, center: color_ops.solarize(image, value),
+    "Posterize": lambda image, value, center: color_ops.posterize(image, value),
+    "Contrast": lambda image, value, center: color_ops.contrast(image, value),
+    "Color": lambda image, value, center: color_ops.color(image, value),
+    "Brightness": lambda image, value, center: color_ops.brightness(image, value),
+    "Sharpness": lambda image, value, center: color_ops.sharpness(image, value),
+    "Cutout": lambda image, value, center: spatial_ops.cutout(
+        image, value * image.shape[1], center
+    ),
+    "FlipLR": lambda image, value, center: spatial_ops.flip_lr(image),
+    "FlipUD": lambda image, value, center: spatial_ops.flip_ud(image),
+    "Rotate90": lambda image, value, center: spatial_ops.rotate90(image),
+    "Blur": lambda image, value, center: color_ops.blur(image),
+    "Smooth": lambda image, value, center: color_ops.smooth(image),
+    "TranslateXAbs": lambda image, value, center: spatial_ops.translate_x(image, value),
+    "TranslateYAbs": lambda image, value, center: spatial_ops.translate_y(image, value),
+    "CutoutAbs": lambda image, value, center: spatial_ops.cutout(image, value, center),
+    "Posterize2": lambda image, value, center: color_ops.posterize(image, value),
+}
+
+OPS: tuple[str, ...] = tuple(_APPLY)  # the op id is the index into this tuple; 0 does nothing
+
+# Random ops of DeepAA that published policies name and that no leaf implements yet.
+UNAVAILABLE_OPS = ("RandFlip", "RandCutout", "RandCutout60", "RandCrop", "RandResizeCrop")
+
+
+class OpRow(NamedTuple):
+    """One op of a search space: level 0 means `low`, level 1 means `high`."""
+
+    name: str
+    low: float
+    high: float
+    unit: str  # "" for an op without magnitude
+    identity: float | None  # the value that leaves the image unchanged; None where there is none
+    random_sign: bool  # mirror the value about `identity` with probability one half
+
+
+class SearchSpace(NamedTuple):
+    """A named tuple of rows; hashable, so that it can be a static argument."""
+
+    name: str
+    rows: tuple[OpRow, ...]
+
+
+def _without_magnitude(*names: str) -> tuple[OpRow, ...]:
+    return tuple(OpRow(name, 0.0, 1.0, "", None, False) for name in names)
+
+
+_GEOMETRIC = (
+    OpRow("ShearX", -0.3, 0.3, "shear", 0.0, True),
+    OpRow("ShearY", -0.3, 0.3, "shear", 0.0, True),
+    OpRow("TranslateX", -0.45, 0.45, "fraction of width", 0.0, True),
+    OpRow("TranslateY", -0.45, 0.45, "fraction of height", 0.0, True),
+    OpRow("Rotate", -30.0, 30.0, "degrees", 0.0, True),
+)
+_POINT = _without_magnitude("AutoContrast", "Invert", "Equalize")
+_SOLARIZE = OpRow("Solarize", 0.0, 256.0, "threshold", 256.0, False)
+_POSTERIZE = OpRow("Posterize", 4.0, 8.0, "bits", 8.0, False)
+_ENHANCERS = tuple(
+    OpRow(name, 0.1, 1.9, "factor", 1.0, False)
+    for name in ("Contrast", "Color", "Brightness", "Sharpness")
+)
+_CUTOUT = OpRow("Cutout", 0.0, 0.2, "fraction of width", 0.0, False)
+_COLOR = (*_POINT, _SOLARIZE, _POSTERIZE, *_ENHANCERS)
+_DADA = (*_GEOMETRIC, *_COLOR, _CUTOUT)
+
+_SPACES = {
+    "dada": _DADA,
+    "strength": (
+        *(row._replace(low=0.0) for row in _GEOMETRIC),
+        *_POINT,
+        _SOLARIZE._replace(low=256.0, high=0.0),
+        _POSTERIZE._replace(low=8.0, high=4.0),
+        *(row._replace(low=1.0, random_sign=True) for row in _ENHANCERS),
+        _CUTOUT,
+    ),
+    "autoaugment": (
+        *_DADA,
+        OpRow("TranslateXAbs", 0.0, 10.0, "pixels", 0.0, True),
+        OpRow("TranslateYAbs", 0.0, 10.0, "pixels", 0.0, True),
+        OpRow("CutoutAbs", 0.0, 20.0, "pixels", None, False),
+        OpRow("Posterize2", 0.0, 4.0, "bits", None, False),
+    ),
+    "deepaa": (
+        *_without_magnitude("Identity"),
+        *(row._replace(random_sign=False) for row in _GEOMETRIC),
+        *_COLOR,
+    ),
+    "deepaa_mirrored": (*_without_magnitude("Identity"), *_GEOMETRIC, *_COLOR),
+}
+
+SPACE_NAMES: tuple[str, ...] = tuple(_SPACES)
+
+
+def search_space(name: str, extra_ops: tuple[str, ...] = ()) -> SearchSpace:
+    """Returns a search space by name, with extra ops without magnitude appended.
+
+    Args:
+      name: one of `SPACE_NAMES`.
+      extra_ops: names of ops without magnitude (Rotate90, FlipLR, Identity, ...) to append in
+        this order; their level is ignored.
+
+    Returns:
+      The SearchSpace; its rows keep their order, so row indices do not depend on extra_ops.
+
+    Raises:
+      ValueError: unknown space or op, an op with a magnitude as extra, or a repeated op.
+    """
+    if name not in _SPACES:
+        raise ValueError(f"search space: got {name!r}, expected one of {', '.join(SPACE_NAMES)}")
+    rows = _SPACES[name]
+    with_magnitude = {row.name for space in _SPACES.values() for row in space if row.unit}
+    allowed = [op for op in (*OPS, *UNAVAILABLE_OPS) if op not in with_magnitude]
+    seen = {row.name for row in rows}
+    for op in extra_ops:
+        if op not in allowed:
+            raise ValueError(f"extra op: got {op!r}, expected one of {', '.join(allowed)}")
+        if op in seen:
+            raise ValueError(f"extra op {op!r} is already in search space {name!r}")
+        seen.add(op)
+    return SearchSpace(name, rows + _without_magnitude(*extra_ops))
+
+
+def row_op_ids(space: SearchSpace) -> np.ndarray:
+    """Returns the op id of every row, int32 [R].
+
+    Raises:
+      ValueError: the space holds an op that no leaf implements yet.
+    """
+    missing = [row.name for row in space.rows if row.name not in _APPLY]
+    if missing:
+        raise ValueError(
+            f"search space {space.name!r}: op {', '.join(missing)} is not available yet, expected "
+            f"ops among {', '.join(OPS)}"
+        )
+    return np.array([OPS.index(row.name) for row in space.rows], np.int32)
+
+
+def level_to_value(
+    space: SearchSpace, row: chex.Array, level: chex.Array, sign: chex.Array
+) -> chex.Array:
+    """Maps levels to physical values, value = low + level (high - low), mirrored by sign.
+
+    Args:
+      space: the search space.
+      row: int [...], index into space.rows.
+      level: float [...] in [0, 1]; not clipped.
+      sign: float [...], -1 or +1; ignored by rows without a random sign.
+
+    Returns:
+      float32 [...], in the unit of the row.
+
+    Gradient: exact in level, +-(high - low).
+
+    Raises:
+      TypeError: row is not of an integer type.
+      ValueError: the three shapes differ.
+    """
+    row, level, sign = jnp.asarray(row), jnp.asarray(level), jnp.asarray(sign)
+    if not jnp.issubdtype(row.dtype, jnp.integer):
+        raise TypeError(f"row: got dtype {row.dtype}, expected an integer type")
+    if not row.shape == level.shape == sign.shape:
+        raise ValueError(
+            "row, level and sign: expected one shape for all three, got "
+            f"{row.shape}, {level.shape} and {sign.shape}"
+        )
+    # high - low is rounded once, so that level 0.5 of a symmetric range gives exactly 0.
+    low = np.array([r.low for r in space.rows], np.float32)
+    width = np.array([r.high - r.low for r in space.rows], np.float32)
+    pivot = np.array([r.identity if r.random_sign else 0.0 for r in space.rows], np.float32)
+    mirrored = np.array([r.random_sign for r in space.rows])
+    value = jnp.asarray(low)[row] + level.astype(jnp.float32) * jnp.asarray(width)[row]
+    identity = jnp.asarray(pivot)[row]
+    reflected = identity + sign.astype(jnp.float32) * (value - identity)
+    return jnp.where(jnp.asarray(mirrored)[row], reflected, value)
+
+
+def apply_op(name: str, image: chex.Array, value: chex.Numeric, center: chex.Array) -> chex.Array:
+    """Applies one op to one image.
+
+    Args:
+      name: one of `OPS`.
+      image: float [H, W, 3] in [0, 1].
+      value: scalar in the unit of the op: shear; fraction of width or height (TranslateX,
+        TranslateY, Cutout) or pixels (the forms ending in Abs); degrees; threshold in 0..256;
+        bits; factor. Ignored by ops without magnitude.
+      center: float [2], (row, column) in pixels; used by Cutout and CutoutAbs only.
+
+    Returns:
+      float [H, W, 3].
+
+    Gradient: that of the op in color_ops or spatial_ops.
+
+    Raises:
+      ValueError: unknown op.
+    """
+    if name not in _APPLY:
+        raise ValueError(f"op: got {name!r}, expected one of {', '.join(OPS)}")
+    return _APPLY[name](image, value, center)

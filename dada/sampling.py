@@ -1,0 +1,171 @@
+"""From a key and a policy to draws: which op, which value, which cutout centre for every image.
+
+Draws are arrays and nothing else, so that they can be logged, replayed and tested apart from the
+pixels. B images, K ops in a row per image, R rows of the search space. Policies of all three kinds
+end in the same form; a sequence with fewer than K ops is filled up with op 0 (Identity).
+
+All functions are pure and can be traced; in `sample` everything but the key (and the epoch) is
+static. Copy with: policy.py, op_table.py and what they import.
+"""
+
+import operator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dada import op_table
+from dada.policy import Policy, space, validate
+
+
+class Draws(NamedTuple):
+    """What is done to every image of a batch, in order of application."""
+
+    op: jax.Array  # int32 [B, K], op id of op_table.OPS; 0 (Identity) = nothing applied
+    value: jax.Array  # float32 [B, K], in the unit of the op; 0 where nothing is applied
+    center: jax.Array  # float32 [B, K, 2], (row, column) in pixels, for cutout
+
+
+def random_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns -1 or +1 with equal probability, float32 [*shape]."""
+    return jax.random.rademacher(key, shape, jnp.float32)
+
+
+def random_centers(
+    key: jax.Array, shape: tuple[int, ...], image_size: tuple[int, int]
+) -> jax.Array:
+    """Returns points uniform on [0, H) x [0, W), float32 [*shape, 2] as (row, column) in pixels.
+
+    The official DADA code draws from (1, H] x (1, W] instead, half a pixel off centre.
+    """
+    return jax.random.uniform(key, (*shape, 2)) * jnp.array(image_size, jnp.float32)
+
+
+def assemble_draws(
+    search_space: op_table.SearchSpace,
+    row: jax.Array,
+    applied: jax.Array,
+    level: jax.Array,
+    sign: jax.Array,
+    center: jax.Array,
+) -> Draws:
+    """Turns rows and levels into draws.
+
+    Args:
+      search_space: static.
+      row: int [B, K], row of the search space.
+      applied: bool [B, K]; where false the draw is op 0 with value 0.
+      level: float [B, K] in [0, 1].
+      sign: float [B, K], -1 or +1; ignored by rows without a random sign.
+      center: float [B, K, 2], (row, column) in pixels.
+
+    Returns:
+      Draws of [B, K].
+
+    Gradient: value is linear in level; zero where nothing is applied.
+
+    Raises:
+      TypeError: row is not of an integer type, or applied not boolean.
+      ValueError: shapes do not fit, or the space holds an op that is not available yet.
+    """
+    row, applied, center = jnp.asarray(row), jnp.asarray(applied), jnp.asarray(center)
+    if applied.dtype != jnp.bool_:
+        raise TypeError(f"applied: got dtype {applied.dtype}, expected bool")
+    if row.ndim != 2 or applied.shape != row.shape or center.shape != (*row.shape, 2):
+        raise ValueError(
+            "row, applied and center: expected shapes [B, K], [B, K] and [B, K, 2], got "
+            f"{row.shape}, {applied.shape} and {center.shape}"
+        )
+    value = op_table.level_to_value(search_space, row, level, sign)
+    op = jnp.asarray(op_table.row_op_ids(search_space))[row]
+    return Draws(
+        op=jnp.where(applied, op, 0),
+        value=jnp.where(applied, value, 0.0),
+        center=center.astype(jnp.float32),
+    )
+
+
+def _choose(key, probability, shape):
+    """Indices drawn from probability [M]: one uniform number each, inverse of the running sum."""
+    return jax.random.choice(key, probability.shape[0], shape, p=probability)
+
+
+def _draw_sub_policies(content, choice_key, apply_key, batch_size):
+    count = len(content.row)
+    if content.weight is None:
+        index = jax.random.randint(choice_key, (batch_size,), 0, count)
+    else:
+        weight = content.weight / content.weight.sum()
+        index = _choose(choice_key, jnp.asarray(weight, jnp.float32), (batch_size,))
+    probability = jnp.asarray(content.probability, jnp.float32)[index]
+    row = jnp.asarray(content.row)[index]
+    applied = jax.random.bernoulli(apply_key, probability) & (row >= 0)
+    return jnp.maximum(row, 0), applied, jnp.asarray(content.level, jnp.float32)[index]
+
+
+def _draw_layers(content, choice_key, batch_size):
+    keys = jax.random.split(choice_key, len(content.probability))
+    probability = jnp.asarray(content.probability, jnp.float32)
+    action = jax.vmap(lambda key, p: _choose(key, p, (batch_size,)))(keys, probability).T
+    level = jnp.asarray(content.level, jnp.float32)[action]
+    return jnp.asarray(content.row)[action], jnp.ones(action.shape, bool), level
+
+
+def _draw_schedule(content, choice_key, apply_key, batch_size, epoch):
+    shape = (batch_size, content.num_ops)
+    candidate = _choose(choice_key, jnp.asarray(content.p_o, jnp.float32)[epoch], shape)
+    p_tp = jnp.asarray(content.p_tp, jnp.float32)[epoch]
+    augmented = jax.random.bernoulli(apply_key, p_tp, (batch_size, 1))  # all ops or none
+    level = jnp.asarray(content.level, jnp.float32)[candidate]
+    return jnp.asarray(content.row)[candidate], jnp.broadcast_to(augmented, shape), level
+
+
+def sample(
+    key: jax.Array,
+    policy: Policy,
+    batch_size: int,
+    image_size: tuple[int, int],
+    epoch: int | jax.Array | None = None,
+) -> Draws:
+    """Draws from a policy of any kind, independently for every image.
+
+    sub_policies: a sub-policy by weight, then each of its ops with its own probability.
+    layers: one action per layer (DeepAA). schedule: with probability p_tp[epoch] `num_ops` ops
+    from p_o[epoch], with replacement, else none (DDAS).
+
+    Args:
+      key: random key, consumed.
+      policy: static; its arrays become constants of the trace.
+      batch_size: static, B.
+      image_size: static, (H, W) in pixels.
+      epoch: integer in [0, E), only read by a schedule; a traced one is not checked.
+
+    Returns:
+      Draws [B, K].
+
+    Raises:
+      ValueError: bad policy or size, a schedule without an epoch, or an op not available yet.
+    """
+    validate(policy)
+    sizes = (batch_size, *image_size)
+    if len(sizes) != 3 or not all(operator.index(size) > 0 for size in sizes):
+        raise ValueError(
+            f"batch_size and image_size: got {batch_size} and {image_size}, "
+            "expected B > 0 and (H, W) with H, W > 0"
+        )
+    # One stream per use.
+    choice_key, apply_key, sign_key, center_key = jax.random.split(key, 4)
+    content = policy.content
+    if policy.kind == "sub_policies":
+        row, applied, level = _draw_sub_policies(content, choice_key, apply_key, batch_size)
+    elif policy.kind == "layers":
+        row, applied, level = _draw_layers(content, choice_key, batch_size)
+    else:
+        num_epochs = len(content.p_tp)
+        known = epoch is not None and not isinstance(epoch, jax.core.Tracer)
+        if epoch is None or (known and not 0 <= operator.index(epoch) < num_epochs):
+            raise ValueError(f"epoch: got {epoch}, expected an integer in [0, {num_epochs})")
+        row, applied, level = _draw_schedule(content, choice_key, apply_key, batch_size, epoch)
+    sign = random_signs(sign_key, row.shape)
+    center = random_centers(center_key, row.shape, image_size)
+    return assemble_draws(space(policy), row, applied, level, sign, center)

@@ -1,0 +1,195 @@
+"""Readers of image files into NumPy arrays: SVHN, custom `.npz`, a folder of images per class.
+
+Contract: a reader takes a path and returns `Arrays`. What is missing ends as FileNotFoundError that
+lists what was looked for; what is truncated, hostile or simply another file ends as ValueError that
+names the file, what was got and what was expected. Nothing here downloads or writes, and `.npz`
+files are read without pickles. The CIFAR formats are in `cifar_files.py`.
+"""
+
+import pathlib
+import zipfile
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import scipy.io
+import tqdm
+from absl import logging
+from PIL import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class Arrays(NamedTuple):
+    """Images uint8 [N, H, W, 3] and integer labels [N]; test part None where there is none."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray | None
+    test_labels: np.ndarray | None
+
+
+def read_svhn(data_dir, with_extra):
+    """Reads SVHN (cropped digits, MATLAB files); label 10 of the files is digit 0.
+
+    Args:
+      data_dir: folder with train_32x32.mat and test_32x32.mat.
+      with_extra: appends extra_32x32.mat to the training part where that file lies in the folder.
+
+    Returns:
+      Arrays with images uint8 [N, 32, 32, 3].
+
+    Raises:
+      FileNotFoundError, ValueError: see the module.
+    """
+    data_dir = pathlib.Path(data_dir)
+    paths = [data_dir / f"{part}_32x32.mat" for part in ("train", "test", "extra")]
+    missing = [str(path) for path in paths[:2] if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"svhn: not found: {', '.join(missing)}")
+    train, test = _read_mat(paths[0]), _read_mat(paths[1])
+    if with_extra and paths[2].is_file():
+        train = tuple(np.concatenate(pair) for pair in zip(train, _read_mat(paths[2])))
+    elif with_extra:
+        logging.warning("svhn: %s not found; training on the train part alone", paths[2])
+    return Arrays(*train, *test)
+
+
+def _read_mat(path):
+    try:
+        content = scipy.io.loadmat(path, variable_names=["X", "y"])
+        images, labels = content["X"], content["y"].reshape(-1)
+    # As above: a damaged file makes the parser fail in many ways.
+    except Exception as error:
+        raise ValueError(
+            f"{path}: not a readable MATLAB file with variables X and y: {error!r}"
+        ) from error
+    if images.dtype != np.uint8 or images.shape != (32, 32, 3, labels.size) or not labels.size:
+        raise ValueError(
+            f"{path}: X is {images.dtype} {list(images.shape)} for {labels.size} labels, "
+            f"expected uint8 [32, 32, 3, {labels.size}]"
+        )
+    if labels.dtype.kind not in "iu" or labels.min() < 1 or labels.max() > 10:
+        raise ValueError(f"{path}: y is not made of integers from 1 to 10")
+    return np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels % 10
+
+
+def read_npz(path):
+    """Reads a custom set: {train,test}_{images,labels}, or images and labels alone.
+
+    Args:
+      path: `.npz` with images uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1] (grey is repeated to
+        three channels) and integer labels [N] from 0.
+
+    Returns:
+      Arrays; test_images and test_labels are None where the file has only images and labels.
+
+    Raises:
+      FileNotFoundError, ValueError: see the module.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: truncated, or not an .npz archive")
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            present = sorted(archive.files)
+            if not set(names) <= set(present):
+                names = ("images", "labels")
+            if not set(names) <= set(present):
+                raise ValueError(
+                    f"it holds {present}, expected train_images, train_labels, test_images and "
+                    "test_labels, or images and labels"
+                )
+            arrays = [archive[name] for name in names]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: {error}") from error
+    parts = []
+    for images, labels, name in zip(arrays[::2], arrays[1::2], names[::2]):
+        parts += _check_arrays(images, labels, f"{path}: {name}")
+    return Arrays(*parts, *[None] * (4 - len(parts)))
+
+
+def _check_arrays(images, labels, where):
+    grey = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 1)
+    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[-1] == 3)):
+        raise ValueError(
+            f"{where} is {images.dtype} {list(images.shape)}, "
+            "expected uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1]"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{where} has labels {labels.dtype} {list(labels.shape)}, "
+            f"expected integers [{len(images)}]"
+        )
+    if grey:
+        images = np.repeat(images.reshape(*images.shape[:3], 1), 3, axis=-1)
+    return images, labels
+
+
+def read_image_folder(root, image_size=None):
+    """Reads a folder of images per class, as ImageNet is laid out.
+
+    Args:
+      root: folder with train/<class>/<image> and val/<class>/<image> (or test/). Classes are
+        numbered in sorted order of their folder names.
+      image_size: side in pixels to which every image is brought (shorter side resized, bicubic;
+        centre cropped); None keeps the images, which then must all have one size.
+
+    Returns:
+      Arrays with images uint8 [N, H, W, 3].
+
+    Raises:
+      FileNotFoundError: a folder is missing or empty. ValueError: an image cannot be decoded, or
+        sizes differ.
+    """
+    root = pathlib.Path(root)
+    tests = [root / name for name in ("val", "test") if (root / name).is_dir()]
+    if not (root / "train").is_dir() or not tests:
+        raise FileNotFoundError(
+            f"{root}: expected folders train/<class>/ and val/<class>/ (or test/<class>/) in it"
+        )
+    classes = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
+    parts, first = [], None
+    for folder in (root / "train", tests[0]):
+        unknown = sorted({f.name for f in folder.iterdir() if f.is_dir()} - set(classes))
+        if unknown:
+            raise ValueError(f"{folder}: class {unknown[0]} is not in {root / 'train'}")
+        files = [
+            (path, label)
+            for label, name in enumerate(classes)
+            for path in sorted((folder / name).rglob("*"))
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if not files:
+            raise FileNotFoundError(
+                f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in its class folders"
+            )
+        images = []
+        for path, _ in tqdm.tqdm(files, desc=folder.name, unit="image", disable=None):
+            images.append(_decode_image(path, image_size))
+            first = first or (path, images[0].shape)
+            if images[-1].shape != first[1]:
+                raise ValueError(
+                    f"{path} is {images[-1].shape[1]} x {images[-1].shape[0]} and {first[0]} is "
+                    f"{first[1][1]} x {first[1][0]}: give --image_size to bring all to one size"
+                )
+        parts += [np.stack(images), np.array([label for _, label in files], np.int32)]
+    return Arrays(*parts)
+
+
+def _decode_image(path, image_size):
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be decoded as an image: {error}") from error
+    if image_size is not None:
+        scale = image_size / min(image.size)
+        width, height = (max(image_size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        image = image.crop((left, top, left + image_size, top + image_size))
+    return np.asarray(image)

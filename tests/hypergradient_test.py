@@ -1,0 +1,123 @@
+"""Hypergradients against closed forms in float64, on a quadratic and on a real network."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dada import hypergradient, train_state
+from dada.models import wide_resnet
+
+ETA = 0.1
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def quadratic():
+    """L = |A theta - B phi|^2 / 2, V = |theta - t|^2 / 2, so the hypergradient is eta B^T A (theta' - t)."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    a, b = jax.random.normal(keys[0], (6, 4)), jax.random.normal(keys[1], (6, 3))
+    target, theta, phi = (jax.random.normal(key, (n,)) for key, n in zip(keys[2:], (4, 4, 3)))
+    train = lambda theta, phi: 0.5 * jnp.sum((a @ theta - b @ phi) ** 2)  # noqa: E731
+    valid = lambda theta: 0.5 * jnp.sum((theta - target) ** 2)  # noqa: E731
+    unrolled = theta - ETA * a.T @ (a @ theta - b @ phi)
+    return train, valid, theta, phi, ETA * b.T @ a @ (unrolled - target)
+
+
+def descend(params, gradient):
+    return jax.tree.map(lambda p, g: p - ETA * g, params, gradient)
+
+
+@pytest.mark.parametrize(
+    "method", [hypergradient.exact_hypergradient, hypergradient.finite_difference_hypergradient]
+)
+def test_quadratic_closed_form(method):
+    train, valid, theta, phi, expected = quadratic()
+    np.testing.assert_allclose(method(train, valid, descend, theta, phi), expected, rtol=1e-9)
+
+
+def test_momentum_decay_and_clipping_are_part_of_the_unrolled_step():
+    train, valid, theta, phi, plain = quadratic()
+    momentum = jnp.linspace(-1.0, 1.0, 4)
+
+    def inner_step(params, gradient):
+        return train_state.sgd_update(
+            params, momentum, gradient, learning_rate=ETA, weight_decay=0.01, clip_norm=0.5
+        )[0]
+
+    through_the_step = jax.grad(lambda phi: valid(inner_step(theta, jax.grad(train)(theta, phi))))(phi)
+    exact = hypergradient.exact_hypergradient(train, valid, inner_step, theta, phi)
+    np.testing.assert_allclose(exact, through_the_step, rtol=1e-9)
+    assert np.linalg.norm(exact - plain) > 1e-2  # the clip at 0.5 really acts
+
+
+@functools.cache
+def network_problem():
+    """WRN-10-1 in float64; the policy mixes three fixed transforms of every image."""
+    with jax.enable_x64(True):
+        params, stats = wide_resnet.init(jax.random.key(0), wide_resnet.Config(10, 1, 5))
+        params, stats = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, stats))
+        keys = jax.random.split(jax.random.key(1), 2)
+        train_images, valid_images = (jax.random.normal(key, (6, 8, 8, 3), jnp.float64) for key in keys)
+        labels = jnp.arange(6) % 5
+
+    def per_example(theta, phi):
+        views = jnp.stack([train_images, -train_images, train_images[:, ::-1]])
+        images = jnp.einsum("k,kbhwc->bhwc", jax.nn.softmax(phi), views)
+        return train_state.cross_entropy(wide_resnet.apply(theta, stats, images, True)[0], labels)
+
+    def valid(theta):
+        logits, _ = wide_resnet.apply(theta, stats, valid_images, True)
+        return jnp.mean(train_state.cross_entropy(logits, labels))
+
+    return params, per_example, valid
+
+
+def test_network_exact_equals_fine_finite_differences():
+    params, per_example, valid = network_problem()
+    phi = jnp.array([0.3, -0.2, 0.1], jnp.float64)
+    train = lambda theta, phi: jnp.mean(per_example(theta, phi))  # noqa: E731
+    exact = jax.jit(lambda phi: hypergradient.exact_hypergradient(train, valid, descend, params, phi))(phi)
+    fine = jax.jit(
+        lambda phi: hypergradient.finite_difference_hypergradient(
+            train, valid, descend, params, phi, radius=1e-6
+        )
+    )(phi)
+    np.testing.assert_allclose(fine, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
+
+    # And neither formula: the validation loss itself, one unrolled step later.
+    unrolled = jax.jit(lambda phi: valid(descend(params, jax.grad(train)(params, phi))))
+    step = 1e-5
+    direct = [(unrolled(phi + step * e) - unrolled(phi - step * e)) / (2 * step) for e in jnp.eye(3)]
+    np.testing.assert_allclose(exact, direct, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
+
+
+def test_alignment_is_the_inner_product_with_every_example_gradient():
+    params, per_example, valid = network_problem()
+    phi = jnp.zeros(3, jnp.float64)
+    direction = jax.grad(valid)(params)
+    losses = lambda theta: per_example(theta, phi)  # noqa: E731
+    scores = jax.jit(lambda d: hypergradient.alignment(losses, params, d))(direction)
+    assert scores.shape == (6,)
+    jacobian = jax.jit(jax.jacrev(losses))(params)
+    expected = sum(
+        j.reshape(6, -1) @ d.ravel()
+        for j, d in zip(jax.tree.leaves(jacobian), jax.tree.leaves(direction))
+    )
+    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-12)
+    fine = hypergradient.alignment_finite_difference(losses, params, direction, radius=1e-6)
+    np.testing.assert_allclose(fine, scores, rtol=1e-5, atol=1e-6 * np.abs(scores).max())
+
+
+def test_alignment_differentiates_in_what_the_losses_depend_on():
+    weights = jnp.array([1.0, 2.0, 3.0], jnp.float64)
+    theta, direction = jnp.array([0.5, -1.0]), jnp.array([2.0, 1.0])
+    scores = lambda w: hypergradient.alignment(lambda t: w * jnp.sum(t**2), theta, direction)  # noqa: E731
+    np.testing.assert_allclose(scores(weights), weights * 2 * (theta @ direction), rtol=1e-12)
+    np.testing.assert_allclose(jax.jacobian(scores)(weights), jnp.eye(3) * 2 * (theta @ direction))

@@ -1,0 +1,237 @@
+"""Layers against formulas worked out in numpy, and their derivatives against finite differences."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from dada import layers
+
+
+def _random(seed, shape, dtype=np.float32):
+    return np.random.RandomState(seed).standard_normal(shape).astype(dtype)
+
+
+def _norm(channels, seed=0, dtype=np.float32):
+    random = np.random.RandomState(seed)
+    params = {
+        "scale": random.uniform(0.5, 1.5, channels).astype(dtype),
+        "bias": random.standard_normal(channels).astype(dtype),
+    }
+    stats = {
+        "mean": random.standard_normal(channels).astype(dtype),
+        "variance": random.uniform(0.5, 2.0, channels).astype(dtype),
+    }
+    return jax.tree.map(jnp.asarray, (params, stats))
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [8, 7])
+def test_conv_is_correlation_with_symmetric_padding(kernel, stride, size):
+    inputs = _random(0, (2, size, size, 3))
+    weight, bias = _random(1, (kernel, kernel, 3, 4)), _random(2, (4,))
+    pad = kernel // 2
+    padded = np.pad(inputs, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    out_size = (size + 2 * pad - kernel) // stride + 1
+    expected = np.zeros((2, out_size, out_size, 4))
+    for row in range(out_size):
+        for column in range(out_size):
+            top, left = row * stride, column * stride
+            patch = padded[:, top : top + kernel, left : left + kernel]
+            expected[:, row, column] = np.einsum("bhwi,hwio->bo", patch, weight) + bias
+    actual = layers.conv({"weight": weight, "bias": bias}, inputs, stride=stride)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-5)
+    without_bias = layers.conv({"weight": weight}, inputs, stride=stride)
+    np.testing.assert_allclose(without_bias, expected - bias, rtol=1e-5, atol=2e-5)
+
+
+def test_dense_and_pool():
+    inputs, weight, bias = _random(0, (5, 7)), _random(1, (7, 3)), _random(2, (3,))
+    actual = layers.dense({"weight": weight, "bias": bias}, inputs)
+    np.testing.assert_allclose(actual, inputs @ weight + bias, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        layers.dense({"weight": weight}, inputs), inputs @ weight, rtol=1e-5, atol=1e-6
+    )
+    maps = _random(3, (2, 4, 6, 3))
+    pooled = layers.global_average_pool(maps)
+    np.testing.assert_allclose(pooled, maps.sum((1, 2)) / 24, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("momentum", "mean", "variance"), [(0.9, 2.7, 4.3), (0.1, 0.3, 41 / 30)])
+def test_batch_norm_numbers_by_hand(momentum, mean, variance):
+    # Mean 3; squared deviations 4 + 1 + 0 + 9 = 14: biased variance 3.5, unbiased 14 / 3.
+    inputs = jnp.array([[1.0], [2.0], [3.0], [6.0]])
+    params, stats = layers.init_batch_norm(1)
+    outputs, new_stats = layers.batch_norm(params, stats, inputs, True, momentum=momentum)
+    deviation = 3.50001**0.5
+    expected = np.array([[-2.0], [-1.0], [0.0], [3.0]]) / deviation
+    np.testing.assert_allclose(outputs, expected, rtol=1e-6)
+    np.testing.assert_allclose(new_stats["mean"], [mean], rtol=1e-6)
+    np.testing.assert_allclose(new_stats["variance"], [variance], rtol=1e-6)
+
+
+def test_batch_norm_training_and_evaluation_formulas():
+    params, stats = _norm(5)
+    inputs = 3.0 + 2.0 * _random(7, (4, 3, 2, 5))
+    outputs, new_stats = layers.batch_norm(params, stats, inputs, True, momentum=0.3)
+    mean, variance = inputs.mean((0, 1, 2)), inputs.var((0, 1, 2))
+    expected = params["scale"] * (inputs - mean) / np.sqrt(variance + 1e-5) + params["bias"]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(new_stats["mean"], 0.7 * stats["mean"] + 0.3 * mean, rtol=1e-5)
+    np.testing.assert_allclose(
+        new_stats["variance"], 0.7 * stats["variance"] + 0.3 * variance * 24 / 23, rtol=1e-5
+    )
+
+    outputs, same_stats = layers.batch_norm(params, stats, inputs, False, momentum=0.3)
+    expected = (inputs - stats["mean"]) / np.sqrt(stats["variance"] + 1e-5)
+    expected = params["scale"] * expected + params["bias"]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+    assert same_stats is stats
+
+
+def test_batch_norm_variance_survives_a_large_mean():
+    inputs = 1000.0 + _random(0, (4096, 1))
+    params, stats = layers.init_batch_norm(1)
+    _, new_stats = layers.batch_norm(params, stats, inputs, True, momentum=1.0)
+    expected = np.var(inputs.astype(np.float64), ddof=1)
+    np.testing.assert_allclose(new_stats["variance"], [expected], rtol=1e-4)
+
+
+def test_no_gradient_through_stored_statistics():
+    params, stats = _norm(3)
+    inputs = _random(1, (6, 2, 2, 3))
+
+    def stored(params, inputs):
+        _, new_stats = layers.batch_norm(params, stats, inputs, True, momentum=0.9)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(new_stats))
+
+    for leaf in jax.tree.leaves(jax.grad(stored, argnums=(0, 1))(params, inputs)):
+        assert not np.any(leaf)
+
+    # The batch statistics themselves are differentiated: the outputs do not see a common shift.
+    def output(shift):
+        weights = _random(2, inputs.shape)
+        outputs, _ = layers.batch_norm(params, stats, inputs + shift, True, momentum=0.9)
+        return jnp.sum(weights * outputs)
+
+    assert abs(jax.grad(output)(0.0)) < 1e-4
+
+
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map", "shard_map_unchecked", "vmap"])
+def test_batch_norm_of_eight_devices_equals_one(mapping):
+    params, stats = _norm(3)
+    # Parts of very different mean, so that a mean of eight separate variances would be far off.
+    inputs = (np.arange(8.0)[:, None, None, None, None] + _random(1, (8, 2, 4, 4, 3))).astype(
+        np.float32
+    )
+    run = functools.partial(layers.batch_norm, is_training=True, momentum=0.9)
+    whole = inputs.reshape(16, 4, 4, 3)
+    expected, expected_stats = run(params, stats, whole)
+
+    part = functools.partial(run, axis_name="device")
+    if mapping in ("pmap", "vmap"):
+        mapped = jax.pmap if mapping == "pmap" else jax.vmap
+        actual, all_stats = mapped(part, axis_name="device", in_axes=(None, None, 0))(
+            params, stats, inputs
+        )
+        for leaf in jax.tree.leaves(all_stats):
+            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(leaf)[:1].repeat(8, 0))
+        actual_stats = jax.tree.map(lambda leaf: leaf[0], all_stats)
+    else:
+        mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+        actual, actual_stats = jax.shard_map(
+            part,
+            mesh=mesh,
+            in_specs=(jax.P(), jax.P(), jax.P("device")),
+            out_specs=(jax.P("device"), jax.P()),
+            check_vma=mapping == "shard_map",
+        )(params, stats, whole)
+    np.testing.assert_allclose(
+        np.asarray(actual).reshape(whole.shape), expected, rtol=1e-4, atol=1e-5
+    )
+    for name in ("mean", "variance"):
+        np.testing.assert_allclose(actual_stats[name], expected_stats[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_derivatives_of_first_and_second_order_in_every_mode(is_training):
+    with jax.enable_x64(True):
+        norm, stats = _norm(2, dtype=np.float64)
+        params = {
+            "conv": {"weight": _random(1, (3, 3, 2, 2), float), "bias": _random(2, (2,), float)},
+            "norm": norm,
+            "dense": {"weight": _random(3, (2, 3), float), "bias": _random(4, (3,), float)},
+        }
+        inputs, projection = _random(5, (3, 5, 5, 2), float), _random(6, (3, 3), float)
+
+        def scalar(params, inputs):
+            hidden = layers.conv(params["conv"], inputs, stride=2)
+            hidden, _ = layers.batch_norm(
+                params["norm"], stats, hidden, is_training, momentum=0.9
+            )
+            logits = layers.dense(params["dense"], layers.global_average_pool(jnp.tanh(hidden)))
+            return jnp.sum(projection * jnp.sin(logits))
+
+        # Order 2 covers forward over reverse, reverse over forward, and each over itself.
+        check_grads(jax.jit(scalar), (params, inputs), order=2, atol=1e-5, rtol=1e-5)
+
+
+def test_float64_is_kept():
+    with jax.enable_x64(True):
+        params, stats = _norm(3, dtype=np.float64)
+        inputs = _random(0, (4, 6, 6, 3), np.float64)
+        outputs, new_stats = layers.batch_norm(params, stats, inputs, True, momentum=0.9)
+        outputs = layers.conv({"weight": _random(1, (3, 3, 3, 2), np.float64)}, outputs)
+        outputs = layers.global_average_pool(outputs)
+        assert {leaf.dtype for leaf in jax.tree.leaves((outputs, new_stats))} == {np.dtype(float)}
+        # Initialisers stay in float32 whatever the default.
+        initial = (layers.init_conv(jax.random.key(0), 3, 3, 4), layers.init_batch_norm(4))
+        assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {np.dtype(np.float32)}
+
+
+def test_uniform_initialisation_bounds():
+    params = layers.init_conv(jax.random.key(0), 3, 32, 64)
+    bound = 1 / np.sqrt(9 * 32)
+    assert params["weight"].shape == (3, 3, 32, 64) and params["bias"].shape == (64,)
+    for leaf in jax.tree.leaves(params):
+        assert np.abs(leaf).max() <= bound
+    assert np.abs(params["weight"]).max() > 0.999 * bound
+    np.testing.assert_allclose(np.std(params["weight"]), bound / np.sqrt(3), rtol=0.02)
+    assert abs(np.mean(params["weight"])) < 0.02 * bound
+
+    params = layers.init_dense(jax.random.key(1), 100, 200)
+    assert params["weight"].shape == (100, 200) and params["bias"].shape == (200,)
+    assert 0.099 < np.abs(params["weight"]).max() <= 0.1
+    assert 0.09 < np.abs(params["bias"]).max() <= 0.1
+    # No row of the weight repeats the bias.
+    assert not np.any(np.all(params["weight"] == params["bias"], axis=1))
+
+
+def test_he_normal_uses_the_fan_out():
+    weight = layers.he_normal_fan_out(jax.random.key(0), (3, 3, 16, 128))
+    np.testing.assert_allclose(np.std(weight), np.sqrt(2 / (9 * 128)), rtol=0.03)
+    assert abs(np.mean(weight)) < 1e-3
+
+
+def test_bad_input_is_named():
+    conv = layers.init_conv(jax.random.key(0), 3, 3, 4)
+    dense = layers.init_dense(jax.random.key(0), 4, 2)
+    norm, stats = layers.init_batch_norm(4)
+    with pytest.raises(ValueError, match=r"conv: expected inputs \[B, H, W, 3\], got \(8, 8, 3\)"):
+        layers.conv(conv, jnp.zeros((8, 8, 3)))
+    with pytest.raises(ValueError, match="conv: expected inputs"):
+        layers.conv(conv, jnp.zeros((1, 8, 8, 4)))
+    with pytest.raises(ValueError, match="odd kernel"):
+        layers.conv({"weight": jnp.zeros((2, 2, 3, 4))}, jnp.zeros((1, 8, 8, 3)))
+    with pytest.raises(ValueError, match="dense: expected inputs"):
+        layers.dense(dense, jnp.zeros((1, 3)))
+    with pytest.raises(ValueError, match="batch_norm: expected inputs"):
+        layers.batch_norm(norm, stats, jnp.zeros((2, 3)), True, momentum=0.9)
+    with pytest.raises(ValueError, match="two values per channel"):
+        layers.batch_norm(norm, stats, jnp.zeros((1, 4)), True, momentum=0.9)
+    with pytest.raises(ValueError, match="global_average_pool"):
+        layers.global_average_pool(jnp.zeros((2, 3)))

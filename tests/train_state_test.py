@@ -1,0 +1,382 @@
+"""SGD against PyTorch's formulas in numpy, losses by hand, and the training step on devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dada import layers, train_state
+from dada.models import wide_resnet
+
+
+def _linear_apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):
+    """The smallest network: logits linear in the pixels."""
+    del is_training, key, axis_name
+    return images.reshape(images.shape[0], -1) @ params["weight"] + params["bias"], batch_stats
+
+
+def _tree(random):
+    return {"weight": random.standard_normal((3, 2)), "bias": [random.standard_normal(2)]}
+
+
+def _float32(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+
+
+def test_init_has_zero_momentum_and_an_integer_step():
+    params = _float32(_tree(np.random.RandomState(0)))
+    state = train_state.init(params, {"mean": jnp.ones(2)})
+    assert state.step.dtype == jnp.int32 and state.step == 0
+    assert jax.tree.structure(state.momentum) == jax.tree.structure(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.momentum))
+    assert state.params is params and np.all(state.batch_stats["mean"] == 1)
+
+
+@pytest.mark.parametrize(
+    ("nesterov", "clip_norm", "theta", "momentum"),
+    [
+        # h = 4 + 0.5 * 2 = 5; B' = 0.9 * 10 + 5 = 14; theta' = 2 - 0.1 * 14.
+        (False, None, 0.6, 14.0),
+        # The direction is 5 + 0.9 * 14 = 17.6.
+        (True, None, 0.24, 14.0),
+        # The gradient is clipped from 4 to 2, the decay is added after: h = 3, B' = 12.
+        (False, 2.0, 0.8, 12.0),
+    ],
+)
+def test_one_update_by_hand(nesterov, clip_norm, theta, momentum):
+    actual = train_state.sgd_update(
+        jnp.array(2.0),
+        jnp.array(10.0),
+        jnp.array(4.0),
+        learning_rate=0.1,
+        weight_decay=0.5,
+        clip_norm=clip_norm,
+        nesterov=nesterov,
+    )
+    np.testing.assert_allclose(actual, (theta, momentum), rtol=2e-6)
+
+
+def _torch_sgd(params, buffers, gradients, rate, decay, mu, clip_norm, nesterov):
+    """torch.nn.utils.clip_grad_norm_ and torch.optim.SGD on lists of arrays; buffers None at first."""
+    if clip_norm is not None:
+        norm = np.sqrt(sum(np.sum(g**2) for g in gradients))
+        coefficient = clip_norm / (norm + 1e-6)
+        if coefficient < 1:
+            gradients = [g * coefficient for g in gradients]
+    new_params, new_buffers = [], []
+    for index, (p, g) in enumerate(zip(params, gradients)):
+        d = g + decay * p
+        b = d.copy() if buffers is None else mu * buffers[index] + d
+        new_buffers.append(b)
+        new_params.append(p - rate * (d + mu * b if nesterov else b))
+    return new_params, new_buffers
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("clip_norm", [None, 0.7, 100.0])
+@pytest.mark.parametrize("momentum_decay", [0.9, 0.0])
+def test_three_steps_equal_torch(nesterov, clip_norm, momentum_decay):
+    random = np.random.RandomState(0)
+    tree = _tree(random)
+    leaves, structure = jax.tree.flatten(tree)
+    buffers = None
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, tree)
+        momentum = train_state.init(params, {}).momentum
+        for rate in (0.1, 0.05, 0.2):
+            gradient = _tree(random)
+            leaves, buffers = _torch_sgd(
+                leaves,
+                buffers,
+                jax.tree.leaves(gradient),
+                rate,
+                5e-2,
+                momentum_decay,
+                clip_norm,
+                nesterov,
+            )
+            params, momentum = train_state.sgd_update(
+                params,
+                momentum,
+                gradient,
+                learning_rate=rate,
+                weight_decay=5e-2,
+                momentum_decay=momentum_decay,
+                clip_norm=clip_norm,
+                nesterov=nesterov,
+            )
+        assert jax.tree.structure(params) == structure
+        for actual, expected in zip(jax.tree.leaves((params, momentum)), leaves + buffers):
+            assert actual.dtype == np.float64
+            np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+
+def test_clip_scales_the_whole_gradient_to_the_norm_and_no_further():
+    zeros = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
+    gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    update = functools.partial(
+        train_state.sgd_update, zeros, zeros, learning_rate=1.0, weight_decay=0.0
+    )
+    for clip_norm, factor in [(1.0, 1 / 5.000001), (5.0, 5 / 5.000001), (5.1, 1.0)]:
+        _, clipped = update(gradient, clip_norm=clip_norm)
+        np.testing.assert_allclose(clipped["a"], [3 * factor, 0], rtol=1e-7)
+        np.testing.assert_allclose(clipped["b"], [4 * factor], rtol=1e-7)
+    for clip_norm in (0.0, -1.0):
+        with pytest.raises(ValueError, match="expected clip_norm above 0 or None, got"):
+            update(gradient, clip_norm=clip_norm)
+
+
+def test_clip_is_differentiable_also_at_a_zero_gradient():
+    def stepped(scale, gradient):
+        params, _ = train_state.sgd_update(
+            jnp.zeros(2),
+            jnp.zeros(2),
+            scale * gradient,
+            learning_rate=1.0,
+            weight_decay=0.0,
+            clip_norm=1.0,
+        )
+        return params
+
+    # Not clipped: d(-s g)/ds = -g. Clipped: the direction is fixed, the length too.
+    gradient = jnp.array([0.3, 0.4])
+    np.testing.assert_allclose(jax.jacrev(stepped)(1.0, gradient), -gradient, rtol=1e-6)
+    np.testing.assert_allclose(jax.jacrev(stepped)(9.0, gradient), [0, 0], atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jacrev(stepped, argnums=1)(1.0, jnp.zeros(2)), -np.eye(2), rtol=1e-6
+    )
+
+
+def test_dtype_of_the_parameters_is_kept():
+    with jax.enable_x64(True):
+        params = jnp.ones(3, jnp.float32)
+        new_params, momentum = train_state.sgd_update(
+            params,
+            params,
+            params,
+            learning_rate=jnp.asarray(0.1, jnp.float64),
+            weight_decay=jnp.asarray(0.1, jnp.float64),
+            clip_norm=1.0,
+            nesterov=True,
+        )
+        assert new_params.dtype == momentum.dtype == np.float32
+
+
+def test_cosine_schedule_numbers():
+    rate = jax.jit(
+        functools.partial(
+            train_state.cosine_schedule, base_learning_rate=0.1, steps_per_epoch=16, num_epochs=20
+        ),
+        static_argnames=("epoch_offset",),
+    )
+    official = [float(rate(16 * epoch, epoch_offset=1)) for epoch in range(20)]
+    np.testing.assert_allclose(
+        [official[0], official[1], official[18], official[19]],
+        [0.0994, 0.0976, 0.0016, 0.001],
+        atol=5e-5,
+    )
+    assert official[19] == np.float32(0.001)
+    corrected = [float(rate(16 * epoch)) for epoch in range(20)]
+    np.testing.assert_allclose(corrected[0], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(corrected[10], 0.0505, rtol=1e-5)
+    np.testing.assert_allclose(corrected[1:], official[:-1], rtol=1e-6)
+    # Constant within an epoch, and the floor for ever after the last.
+    assert rate(16) == rate(31) != rate(32)
+    assert rate(320) == rate(5000) == np.float32(0.001)
+    with pytest.raises(ValueError, match="steps_per_epoch >= 1"):
+        rate.__wrapped__(0, steps_per_epoch=0)
+
+
+def test_cross_entropy_by_hand():
+    logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [4.0, 4.0, 2.0]]))
+    actual = train_state.cross_entropy(logits, jnp.array([2, 0]))
+    np.testing.assert_allclose(actual, -np.log([0.625, 0.4]), rtol=1e-6)
+    # Large logits neither overflow nor lose the difference.
+    large = jnp.array([[1e4, 1e4 - 2.0], [-1e4, 1e4]])
+    actual = train_state.cross_entropy(large, jnp.array([1, 0]))
+    np.testing.assert_allclose(actual, [2 + np.log1p(np.exp(-2.0)), 2e4], rtol=1e-6)
+
+
+def test_cross_entropy_derivatives():
+    random = np.random.RandomState(0)
+    with jax.enable_x64(True):
+        logits, labels = random.standard_normal((4, 5)), np.array([0, 4, 2, 2])
+
+        def loss(logits):
+            return train_state.cross_entropy(logits, labels).sum()
+
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        expected = probabilities - np.eye(5)[labels]
+        np.testing.assert_allclose(jax.grad(loss)(logits), expected, rtol=1e-10)
+        # Hessian of one example: diag(p) - p p^T, by either nesting.
+        p = probabilities[0]
+        for outer, inner in [(jax.jacrev, jax.jacfwd), (jax.jacfwd, jax.jacrev)]:
+            hessian = outer(inner(loss))(logits)[0, :, 0]
+            np.testing.assert_allclose(hessian, np.diag(p) - np.outer(p, p), atol=1e-12)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_label_out_of_range_gives_nan_for_its_example_only(label):
+    losses = train_state.cross_entropy(jnp.zeros((2, 3)), jnp.array([label, 0]))
+    assert np.isnan(losses[0]) and np.isfinite(losses[1])
+
+
+def test_accuracy():
+    logits = jnp.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    assert train_state.accuracy(logits, jnp.array([1, 0, 0, 0])) == 0.75
+
+
+def test_bad_labels_are_named():
+    logits = jnp.zeros((2, 3))
+    for function in (train_state.cross_entropy, train_state.accuracy):
+        with pytest.raises(TypeError, match="expected integer labels, got dtype float32"):
+            function(logits, jnp.zeros(2))
+        with pytest.raises(ValueError, match=r"got \(2, 3\) and \(3,\)"):
+            function(logits, jnp.zeros(3, jnp.int32))
+        with pytest.raises(ValueError, match=r"got \(3,\) and \(2,\)"):
+            function(logits[0], jnp.zeros(2, jnp.int32))
+
+
+def test_train_step_is_loss_gradient_and_update():
+    random = np.random.RandomState(0)
+    params = _float32({"weight": random.standard_normal((12, 3)), "bias": np.zeros(3)})
+    images = jnp.asarray(random.standard_normal((6, 2, 2, 3)), jnp.float32)
+    labels = jnp.array([0, 1, 2, 0, 1, 2])
+    state = train_state.init(params, {})
+    for _ in range(2):
+        logits = _linear_apply(state.params, {}, images, True)[0]
+        error = (jax.nn.softmax(logits) - jnp.eye(3)[labels]) / 6
+        gradient = {"weight": images.reshape(6, -1).T @ error, "bias": error.sum(0)}
+        expected = train_state.sgd_update(
+            state.params, state.momentum, gradient, learning_rate=0.5, weight_decay=0.01
+        )
+        new_state, metrics = train_state.train_step(
+            _linear_apply, state, images, labels, 0.5, weight_decay=0.01
+        )
+        np.testing.assert_allclose(
+            metrics["loss"], -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(6), labels]), rtol=1e-5
+        )
+        assert metrics["accuracy"] == jnp.mean(logits.argmax(1) == labels)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            (new_state.params, new_state.momentum),
+            expected,
+        )
+        assert new_state.step == state.step + 1
+        state = new_state
+
+
+def test_key_reaches_the_network():
+    def apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):
+        noise = jax.random.normal(key, (images.shape[0], 1))
+        return noise * params["weight"] + jnp.zeros((1, 3)), batch_stats
+
+    step = functools.partial(
+        train_state.train_step,
+        apply,
+        train_state.init({"weight": jnp.arange(3.0)}, {}),
+        jnp.zeros((4, 2, 2, 3)),
+        jnp.zeros(4, jnp.int32),
+        0.1,
+        weight_decay=0.0,
+    )
+    losses = [float(step(key=jax.random.key(seed))[1]["loss"]) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def _separable_problem():
+    """32 images of two classes, told apart by which half is brighter."""
+    random = np.random.RandomState(0)
+    labels = np.arange(32) % 2
+    images = 0.5 * random.standard_normal((32, 8, 8, 3))
+    images[labels == 0, :4] += 1.0
+    images[labels == 1, 4:] += 1.0
+    return jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+def test_training_goes_down_and_evaluation_sees_it():
+    images, labels = _separable_problem()
+    step = jax.jit(
+        functools.partial(
+            train_state.train_step,
+            wide_resnet.apply,
+            weight_decay=5e-4,
+            clip_norm=5.0,
+            nesterov=True,
+        )
+    )
+    evaluate = jax.jit(functools.partial(train_state.eval_step, wide_resnet.apply))
+    config = wide_resnet.Config(depth=10, width=1, num_classes=2)
+    state = train_state.init(*wide_resnet.init(jax.random.key(0), config))
+    before = evaluate(state, images, labels)
+    losses = []
+    for _ in range(15):
+        state, metrics = step(state, images, labels, 0.1)
+        losses.append(float(metrics["loss"]))
+    after = evaluate(state, images, labels)
+    assert state.step == 15
+    assert losses[-1] < 0.1 * losses[0]
+    assert after["loss"] < 0.2 * before["loss"] and after["accuracy"] == 1.0
+
+
+def _normed_apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):
+    """Convolution, batch norm, linear: the least that shows all that devices must exchange."""
+    del key
+    hidden, batch_stats = layers.batch_norm(
+        params["norm"],
+        batch_stats,
+        layers.conv(params["conv"], images, stride=2),
+        is_training,
+        momentum=0.9,
+        axis_name=axis_name,
+    )
+    hidden = layers.global_average_pool(jax.nn.relu(hidden))
+    return layers.dense(params["dense"], hidden), batch_stats
+
+
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map", "shard_map_unchecked", "jit"])
+def test_step_of_eight_devices_equals_one(mapping):
+    images, labels = _separable_problem()
+    # Four examples a device, sorted by class, so that no two devices have like batch statistics.
+    order = jnp.argsort(labels)
+    images, labels = images[order], labels[order]
+    # No clipping here: it would hide a gradient that is eight times too large.
+    step = functools.partial(train_state.train_step, _normed_apply, weight_decay=5e-4)
+    evaluate = functools.partial(train_state.eval_step, _normed_apply)
+    norm, stats = layers.init_batch_norm(4)
+    params = {
+        "conv": layers.init_conv(jax.random.key(0), 3, 3, 4),
+        "norm": norm,
+        "dense": layers.init_dense(jax.random.key(1), 4, 2),
+    }
+    state = train_state.init(params, stats)
+
+    def run(state, images, labels, **options):
+        new_state, metrics = step(state, images, labels, 0.1, **options)
+        return new_state, metrics, evaluate(new_state, images, labels, **options)
+
+    expected = jax.jit(run)(state, images, labels)
+    part = functools.partial(run, axis_name="device")
+    mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+    if mapping == "pmap":
+        divided = jax.tree.map(lambda a: a.reshape(8, 4, *a.shape[1:]), (images, labels))
+        all_devices = jax.pmap(part, axis_name="device", in_axes=(None, 0, 0))(state, *divided)
+        actual = jax.tree.map(lambda leaf: leaf[3], all_devices)
+    elif mapping == "jit":
+        sharding = jax.NamedSharding(mesh, jax.P("device"))
+        actual = jax.jit(run)(state, *jax.device_put((images, labels), sharding))
+    else:
+        actual = jax.jit(
+            jax.shard_map(
+                part,
+                mesh=mesh,
+                in_specs=(jax.P(), jax.P("device"), jax.P("device")),
+                out_specs=jax.P(),
+                check_vma=mapping == "shard_map",
+            )
+        )(state, images, labels)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected
+    )
