@@ -27,7 +27,7 @@ def apply_draws(images: chex.Array, draws: Draws) -> chex.Array:
     Cutout and CutoutAbs only.
 
     Args:
-      images: uint8 [B, H, W, 3]; grey images as three equal channels. H * W <= 2**22.
+      images: uint8 [B, H, W, 3]; grey images as three equal channels. H * W <= 2**22, H + W < 2**14.
       draws: op int [B, K], value float [B, K], center float [B, K, 2].
 
     Returns:
@@ -38,8 +38,11 @@ def apply_draws(images: chex.Array, draws: Draws) -> chex.Array:
       ValueError: shapes do not fit.
     """
     _check_images("images", images, (jnp.uint8,), "uint8")
-    if images.shape[1] * images.shape[2] > 2**22:
-        raise ValueError(f"images: got shape {images.shape}, expected H * W <= {2**22}")
+    height, width = images.shape[1:3]
+    if height * width > 2**22 or height + width >= 2**14:
+        raise ValueError(
+            f"images: got shape {images.shape}, expected H * W <= {2**22} and H + W < {2**14}"
+        )
     _check_draws(draws, images.shape[0])
     return fast_path.apply(
         images,

@@ -20,6 +20,14 @@ import jax.numpy as jnp
 
 from dada import estimators, policy_space, relaxation
 
+# Fields of `dada_search.Config` in which the released scripts differ from its defaults.
+SETTINGS = {
+    "preset": "official",
+    "draws": "batch",
+    "hypergradient": "finite_difference",
+    "policy_learning_rate": 0.005,
+    "control_learning_rate": 0.005,
+}
 EPSILON = 1e-6
 INITIAL_WEIGHT = 0.001
 

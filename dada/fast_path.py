@@ -6,8 +6,8 @@ one uint32 with red in the lowest byte, so that moving a pixel is one load and o
 Ops that share their arithmetic form a family and run together:
 
     geometry    every affine op is an inverse matrix in 16.16 fixed point and one gather
-    point       Invert, Solarize, Posterize, Brightness: one table of 256 entries and one look-up
-    equalize    one table per channel, from its histogram
+    point       Invert, Solarize, Posterize, Brightness: one pass over the levels
+    equalize    one table per channel, from its histogram, and one look-up
     grey        Color, Contrast: a blend with the luma or with its mean
     smooth      Sharpness, Smooth: a blend with the 3 x 3 smoothing; Smooth has factor 0
 
@@ -39,7 +39,7 @@ _ID = {name: index for index, name in enumerate(op_table.OPS)}
 
 # Images of one block: large enough to hide the cost of a loop step, small enough that the last, partly
 # filled block of each family wastes little.
-_BLOCK = 16
+_BLOCK = 8
 
 
 def apply(images: chex.Array, op: chex.Array, value: chex.Array, center: chex.Array) -> chex.Array:
@@ -143,21 +143,157 @@ def _each_image(name: str) -> Callable[..., chex.Array]:
     return run
 
 
-def _inverse_matrices(size, op, value):
-    """Coefficients (a, b, c, d, e, f) [N, 6] of source x = a x + b y + c, y = d x + e y + f, times 2**16."""
+def _geometry(size, pixels, op, value, center):
+    del center
     height, width = size
+    one, half = 65536, 32768  # a pixel and half a pixel in fixed point
 
-    def where(name, coefficient):
+    def only(name, coefficient):
         return jnp.where(op == _ID[name], coefficient, 0)
 
     def shift(name, extent):
-        # Beyond its extent the image is black: the bound keeps the product below 2**31.
-        def whole(pixels):
-            return spatial_ops.round_half_up(jnp.clip(pixels, -extent - 1.0, extent + 1.0)) * one
+        # One pixel beyond the extent all is black: the bound keeps the product below 2**31.
+        def whole(move):
+            return _round_half_up(jnp.clip(move, -extent - 1.0, extent + 1.0)) * one
 
-        return where(name, whole(value * extent)) + where(name + "Abs", whole(value))
+        return only(name, whole(value * extent)) + only(name + "Abs", whole(value))
 
-    one, half = 65536, 32768
-    slope = spatial_ops.round_half_up(jnp.clip(value, -half / height, half / height) * 65536.0)
-    del slope
-    raise NotImplementedError
+    # The source of pixel (x, y) is (a x + b y + c, d x + e y + f) >> 16. Each line starts from the
+    # identity or from nothing; the half pixel of a shear is rounded together with its offset.
+    cosine, sine, minus_sine, row_start, column_start = spatial_ops._rotation(value, height, width)
+    # The bound is where all is black, and keeps the products below 2**31.
+    shear = jnp.clip(value, -16383 / max(size), 16383 / max(size))
+    slope, offset = _round_half_up(shear * one), _round_half_up(shear * half)
+    turn, quarter = op == _ID["Rotate"], op == _ID["Rotate90"]
+    mirror_x, mirror_y = only("FlipLR", 1), only("FlipUD", 1)
+    straight = 1 - quarter.astype(jnp.int32)
+    a = jnp.where(turn, cosine, one * (straight - 2 * mirror_x))
+    b = jnp.where(turn, minus_sine, only("ShearX", slope) + only("Rotate90", -one))
+    c = half + only("ShearX", offset) + shift("TranslateX", width)
+    c += (mirror_x + quarter) * (width - 1) * one
+    d = jnp.where(turn, sine, only("ShearY", slope) + only("Rotate90", one))
+    e = jnp.where(turn, cosine, one * (straight - 2 * mirror_y))
+    f = half + only("ShearY", offset) + shift("TranslateY", height)
+    f += mirror_y * (height - 1) * one
+    c, f = jnp.where(turn, column_start, c), jnp.where(turn, row_start, f)
+    a, b, c, d, e, f = (coefficient[:, None] for coefficient in (a, b, c, d, e, f))
+
+    y, x = np.divmod(np.arange(height * width, dtype=np.int32), np.int32(width))
+    column, row = (a * x + b * y + c) >> 16, (d * x + e * y + f) >> 16
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    source = jnp.where(inside, row * width + column, 0)
+    moved = jnp.take_along_axis(pixels, source, axis=1, mode="promise_in_bounds")
+    return jnp.where(inside, moved, 0)
+
+
+def _round_half_up(number):
+    whole = jnp.floor(number)
+    return (whole + (number >= whole + 0.5)).astype(jnp.int32)
+
+
+def _point(size, pixels, op, value, center):
+    del size, center
+    op, value = op[:, None], value[:, None]
+    threshold = jnp.where(op == _ID["Invert"], 0.0, value)
+    kept_bits = 0xFF00 >> jnp.clip(value, 0, 8).astype(jnp.int32)
+    is_posterize = (op == _ID["Posterize"]) | (op == _ID["Posterize2"])
+
+    def mapped(level):
+        real = level.astype(jnp.float32)
+        solarized = jnp.where(real < threshold, level, 255 - level)
+        other = jnp.where(is_posterize, level & kept_bits, solarized)
+        brightened = jnp.clip(value * real, 0, 255).astype(jnp.int32)
+        return jnp.where(op == _ID["Brightness"], brightened, other)
+
+    return _join(map(mapped, _channels(pixels)))
+
+
+def _equalize(size, pixels, op, value, center):
+    del op, value, center
+    count, num_pixels = pixels.shape[0], size[0] * size[1]
+    first = np.arange(count, dtype=np.int32)[:, None] * 768
+    place = [first + 256 * channel + level for channel, level in enumerate(_channels(pixels))]
+    histogram = jnp.zeros(count * 768).at[jnp.stack(place).reshape(-1)].add(1)
+    # Cumulative sum in two steps of 16 as products with a triangle: jnp.cumsum is quadratic on CPU.
+    triangle = np.triu(np.ones((16, 16), np.float32))
+    product = partial(jnp.dot, precision=lax.Precision.HIGHEST)
+    histogram = histogram.reshape(count, 3, 16, 16)
+    within = product(histogram, triangle)
+    before = product(within[..., -1], np.triu(triangle, 1))
+    up_to = (within + before[..., None]).reshape(count, 3, 256)
+    below = up_to - histogram.reshape(count, 3, 256)
+    below_last = jnp.max(jnp.where(up_to < num_pixels, up_to, 0), axis=-1, keepdims=True)
+    step = below_last.astype(jnp.int32) // 255
+    # The added half keeps the quotient of whole numbers clear of the next whole number.
+    quotient = ((step // 2 + below) + 0.5) / jnp.maximum(step, 1)
+    equalized = jnp.minimum(quotient, 255).astype(jnp.int32)
+    table = jnp.where(step == 0, np.arange(256, dtype=np.int32), equalized).reshape(-1)
+    return _join(table.at[entry].get(mode="promise_in_bounds") for entry in place)
+
+
+def _blend(degenerate, level, factor):
+    """degenerate + factor (level - degenerate), clipped and truncated."""
+    degenerate = degenerate.astype(jnp.float32)
+    # The maximum never acts; it keeps the compiler from contracting the product with the sum.
+    change = jnp.maximum(factor[:, None] * (level.astype(jnp.float32) - degenerate), -1e30)
+    return jnp.clip(degenerate + change, 0, 255).astype(jnp.int32)
+
+
+def _grey(size, pixels, op, value, center):
+    del center
+    num_pixels = size[0] * size[1]
+    channels = _channels(pixels)
+    red, green, blue = channels
+    luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    mean = (2 * jnp.sum(luma, axis=1, keepdims=True) + num_pixels) // (2 * num_pixels)
+    degenerate = jnp.where((op == _ID["Contrast"])[:, None], mean, luma)
+    return _join(_blend(degenerate, channel, value) for channel in channels)
+
+
+def _smooth(size, pixels, op, value, center):
+    del center
+    height, width = size
+    num_pixels = height * width
+
+    def window_sum(lanes):  # 3 x 3 around every pixel; nonsense at the border
+        padded = jnp.pad(lanes, ((0, 0), (width + 1, width + 1)))
+        across = sum(padded[:, i : i + num_pixels + 2 * width] for i in range(3))
+        return sum(across[:, i * width : i * width + num_pixels] for i in range(3))
+
+    # Red and blue share a word: the sum of 9 bytes stays below 2**16.
+    red_blue, green = window_sum(pixels & 0xFF00FF), window_sum((pixels >> 8) & 0xFF)
+    y, x = np.divmod(np.arange(num_pixels), width)
+    interior = (y > 0) & (y < height - 1) & (x > 0) & (x < width - 1)
+    factor = jnp.where(op == _ID["Sharpness"], value, 0.0)
+
+    def blended(level, total):
+        # (total + 4 level) / 13, rounded; 5042 / 2**16 divides by 13 exactly up to 3,330.
+        smoothed = ((total.astype(jnp.int32) + 4 * level + 6) * 5042) >> 16
+        return _blend(jnp.where(interior, smoothed, level), level, factor)
+
+    totals = (red_blue & 0xFFFF, green, red_blue >> 16)
+    return _join(map(blended, _channels(pixels), totals))
+
+
+_FAMILIES = (
+    (
+        _geometry,
+        (
+            *("ShearX", "ShearY", "TranslateX", "TranslateY", "TranslateXAbs", "TranslateYAbs"),
+            *("Rotate", "Rotate90", "FlipLR", "FlipUD"),
+        ),
+    ),
+    (_point, ("Invert", "Solarize", "Posterize", "Posterize2", "Brightness")),
+    (_equalize, ("Equalize",)),
+    (_grey, ("Contrast", "Color")),
+    (_smooth, ("Sharpness", "Smooth")),
+    *((_each_image(name), (name,)) for name in ("AutoContrast", "Blur", "Cutout", "CutoutAbs")),
+)
+
+
+def _family_of_op() -> np.ndarray:
+    """The family of every op id: 1 .. len(_FAMILIES), 0 for Identity."""
+    family = np.zeros(len(op_table.OPS), np.int32)
+    for index, (_, names) in enumerate(_FAMILIES, start=1):
+        family[[_ID[name] for name in names]] = index
+    return family

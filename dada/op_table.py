@@ -28,6 +28,13 @@ import numpy as np
 
 from dada import color_ops, spatial_ops
 
+
+def _cutout_side(fraction, width):
+    """Side in pixels. A side of 0 would paint one pixel, but a fraction of 0 is the identity."""
+    side = fraction * width
+    return jnp.where(fraction > 0, side, side - 1)  # a negative side paints nothing
+
+
 # One entry per op, in the order of the op ids. Every entry takes (image, value, center).
 _APPLY = {
     "Identity": lambda image, value, center: image,
@@ -50,7 +57,7 @@ _APPLY = {
     "Brightness": lambda image, value, center: color_ops.brightness(image, value),
     "Sharpness": lambda image, value, center: color_ops.sharpness(image, value),
     "Cutout": lambda image, value, center: spatial_ops.cutout(
-        image, value * image.shape[1], center
+        image, _cutout_side(value, image.shape[1]), center
     ),
     "FlipLR": lambda image, value, center: spatial_ops.flip_lr(image),
     "FlipUD": lambda image, value, center: spatial_ops.flip_ud(image),

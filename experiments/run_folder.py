@@ -119,12 +119,13 @@ class RunFolder:
         """The step of the newest whole checkpoint, or None."""
         return max(self._steps(), default=None)
 
-    def restore(self, abstract_tree):
-        """Reads the newest whole checkpoint.
+    def restore(self, abstract_tree, step=None):
+        """Reads a whole checkpoint.
 
         Args:
           abstract_tree: pytree of arrays or jax.ShapeDtypeStruct with the structure, shapes and
             types of the saved one; a leaf without a sharding goes to the first device.
+          step: which of the last two; the newest if not given.
 
         Returns:
           The saved pytree.
@@ -133,7 +134,7 @@ class RunFolder:
           FileNotFoundError: there is no checkpoint. ValueError: it is damaged, or its structure or
             a shape differs.
         """
-        step = self.latest_step()
+        step = self.latest_step() if step is None else step
         if step is None:
             raise FileNotFoundError(f"{self._checkpoints}: no checkpoint")
         path = self._checkpoints / str(step)
@@ -147,11 +148,11 @@ class RunFolder:
                 "without that folder, --resume goes on from the one before"
             ) from error
 
-    def clean(self):
-        """Deletes half-written checkpoints, and metrics of steps after the newest whole one."""
+    def clean(self, last=None):
+        """Deletes half-written checkpoints, and metrics after step `last` (the newest checkpoint)."""
         for half_written in self._checkpoints.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(half_written)
-        last = self.latest_step() or 0
+        last = (self.latest_step() or 0) if last is None else last
         kept = [line for line in read_metrics(self.path) if line["step"] <= last]
         _replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 

@@ -275,6 +275,26 @@ def test_every_op_is_pillows(name):
     np.testing.assert_array_equal(np.rint(np.asarray(got) * 255), expected)
 
 
+@pytest.mark.parametrize(
+    "row", [row for row in op_table.search_space("autoaugment").rows if row.identity is not None]
+)
+def test_the_identity_value_leaves_the_image(row):
+    pixels = np.random.default_rng(4).integers(0, 256, (12, 18, 3), np.uint8)
+    image = jnp.asarray(pixels, jnp.float32) / 255
+    got = op_table.apply_op(row.name, image, jnp.float32(row.identity), jnp.array([5.0, 7.0]))
+    np.testing.assert_array_equal(np.rint(np.asarray(got) * 255), pixels)
+
+
+def test_cutout_has_a_gradient_at_the_identity():
+    image = jnp.full((12, 18, 3), 0.1)
+
+    def brightness(value):
+        return op_table.apply_op("Cutout", image, value, jnp.array([5.0, 7.0])).sum()
+
+    assert brightness(0.0) == image.sum()
+    assert jax.grad(brightness)(0.0) > 0
+
+
 def test_unknown_op():
     with pytest.raises(ValueError, match="got 'Twirl', expected one of Identity, ShearX"):
         op_table.apply_op("Twirl", jnp.zeros((4, 4, 3)), 0.0, jnp.zeros(2))

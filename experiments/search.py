@@ -1,0 +1,202 @@
+"""Searches an augmentation policy and writes it as a file, with metrics and figures.
+
+    python -m experiments.search --flagfile=experiments/flags/dada_quick.flags --run_dir=runs/quick
+
+Writes RUN_DIR/policy.json, metrics.jsonl, summary.json, figures/*.png and checkpoints (`run_folder`);
+with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N. The same flags give the same
+bytes of policy.json, also when the run was killed and resumed.
+"""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+from absl import flags
+
+from dada import dada_official, dada_search, op_table, policy_table
+from dada.models import wide_resnet
+from experiments import command_line, datasets, search_loop, search_run
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("run_dir", None, "Folder for everything that the run writes; new or empty.")
+flags.DEFINE_bool("resume", False, "Go on with a run that was interrupted, from its last checkpoint.")
+flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
+flags.DEFINE_integer("num_seeds", 1, "Searches with seeds seed, seed + 1, ...", lower_bound=1)
+flags.DEFINE_integer("max_steps", None, "End after this many steps.", lower_bound=1)
+
+flags.DEFINE_string("dataset", "embedded", f"One of {', '.join(datasets.NAMES)}, an .npz or a folder.")
+flags.DEFINE_string("data_dir", None, "Folder with the official files of CIFAR or SVHN.")
+flags.DEFINE_bool("download", False, "Fetch the official files into --data_dir if they are missing.")
+flags.DEFINE_string("planted_op", None, "NAME or NAME:VALUE, applied to every validation image.")
+flags.DEFINE_string("model", "wrn_40_2", "Network, wrn_DEPTH_WIDTH.")
+
+flags.DEFINE_enum("preset", "corrected", ("corrected", "official"), "Official: as the released code does.")
+flags.DEFINE_string("search_space", None, "Default: strength; dada in the official preset.")
+flags.DEFINE_list("extra_ops", [], "Ops without magnitude to add to the search space.")
+flags.DEFINE_enum("policy_space", "pairs", ("pairs", "slots"), "What the policy is made of.")
+flags.DEFINE_enum("draws", None, ("image", "batch"), "What shares one draw. Default: image; official: batch.")
+flags.DEFINE_enum("estimator", "relax", dada_search.ESTIMATORS, "Estimator of the policy gradient.")
+flags.DEFINE_enum(
+    "hypergradient",
+    None,
+    ("exact", "finite_difference"),
+    "Directional derivatives by JVP or by differences. Default: exact; official: finite_difference.",
+)
+flags.DEFINE_integer("top_k", 25, "Sub-policies that the policy keeps.", lower_bound=1)
+
+flags.DEFINE_integer("epochs", 20, "Passes over the training half.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 128, "Training images per step.", lower_bound=2)
+flags.DEFINE_integer("valid_batch_size", None, "Validation images per step. Default: --batch_size.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
+flags.DEFINE_float("weight_decay", 2e-4, "Of the network.", lower_bound=0.0)
+flags.DEFINE_float("clip_norm", 5.0, "Largest norm of the network's gradient.", lower_bound=1e-6)
+flags.DEFINE_float("policy_learning_rate", None, "Adam. Default: 0.05; official: 0.005.", lower_bound=0.0)
+flags.DEFINE_float(
+    "control_learning_rate", None, "Adam, of RELAX's control variate. Default: 0.01; official: 0.005.",
+    lower_bound=0.0,
+)
+flags.DEFINE_float("temperature", None, "Of relaxed samples. Default: 0.5; 1.0 for mixtures.", lower_bound=1e-3)
+flags.DEFINE_float(
+    "final_temperature", None, "At the end. Default: --temperature; 0.1 for mixtures.", lower_bound=1e-3
+)
+flags.DEFINE_integer("crop_padding", 4, "Random crop with this padding before the policy.", lower_bound=0)
+flags.DEFINE_bool("flip", True, "Random horizontal flip before the policy.")
+flags.DEFINE_integer("cutout_length", 16, "Side of the cutout after the policy; 0 for none.", lower_bound=0)
+
+
+def _model(name: str, num_classes: int) -> wide_resnet.Config:
+    parts = name.split("_")
+    if len(parts) != 3 or parts[0] != "wrn" or not all(part.isdecimal() for part in parts[1:]):
+        raise ValueError(f"--model: got {name!r}, expected wrn_DEPTH_WIDTH, for example wrn_40_2")
+    return wide_resnet.Config(int(parts[1]), int(parts[2]), num_classes)
+
+
+def resolve_flags() -> dict[str, Any]:
+    """Fills in the defaults that depend on other flags; returns all flags of this binary by name."""
+    is_official = FLAGS.preset == "official"
+    is_mixture = FLAGS.estimator in ("gumbel", "straight_through") and not is_official
+    settings = {field.name: field.default for field in dataclasses.fields(dada_search.Config)}
+    settings.update(dada_official.SETTINGS if is_official else {})
+    temperature = 1.0 if is_mixture else settings["temperature"][0]
+    name = f"dada_{pathlib.Path(FLAGS.dataset).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
+    defaults = {
+        "run_dir": str(pathlib.Path("runs") / name),
+        "search_space": "dada" if is_official else "strength",
+        "valid_batch_size": FLAGS.batch_size,
+        "draws": settings["draws"],
+        "hypergradient": settings["hypergradient"],
+        "policy_learning_rate": settings["policy_learning_rate"],
+        "control_learning_rate": settings["control_learning_rate"],
+        "temperature": temperature,
+        "final_temperature": 0.1 if is_mixture else FLAGS.temperature or temperature,
+    }
+    for flag, value in defaults.items():
+        if getattr(FLAGS, flag) is None:
+            setattr(FLAGS, flag, value)
+    return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+
+
+def _planted_op(text: str | None, space: op_table.SearchSpace) -> tuple[str, float] | None:
+    """NAME or NAME:VALUE; without a value, that of level 0.5 in the search space."""
+    if text is None:
+        return None
+    name, _, value = text.partition(":")
+    if name not in op_table.OPS:
+        raise ValueError(f"--planted_op: got {name!r}, expected one of {', '.join(op_table.OPS)}")
+    rows = [row for row in space.rows if row.name == name]
+    if not rows:
+        raise ValueError(f"--planted_op: {name} is not in the search space; --extra_ops={name} adds it")
+    if value:
+        try:
+            return name, float(value)
+        except ValueError:
+            raise ValueError(f"--planted_op: got {text!r}, expected NAME or NAME:NUMBER") from None
+    return name, 0.5 * (rows[0].low + rows[0].high)
+
+
+def _task(dataset: datasets.Dataset) -> search_run.Task:
+    """Everything that the flags say, checked, before any folder is made."""
+    space = op_table.search_space(FLAGS.search_space, tuple(FLAGS.extra_ops))
+    op_table.row_op_ids(space)
+    train_indices, valid_indices = datasets.search_split(dataset)
+    for flag, count in (("batch_size", len(train_indices)), ("valid_batch_size", len(valid_indices))):
+        if getattr(FLAGS, flag) > count:
+            raise ValueError(f"--{flag}={getattr(FLAGS, flag)}: the search has only {count} such images")
+    size = dataset.train_images.shape[1:3]
+    if size[0] != size[1] and "Rotate90" in FLAGS.extra_ops:
+        raise ValueError(f"--extra_ops: Rotate90 needs square images, got {size[0]} x {size[1]}")
+    config = dada_search.Config(
+        apply=wide_resnet.apply,
+        space=space,
+        num_epochs=FLAGS.epochs,
+        steps_per_epoch=search_loop.steps_per_epoch(len(train_indices), FLAGS.batch_size),
+        temperature=(FLAGS.temperature, FLAGS.final_temperature),
+        mean=tuple(dataset.mean.tolist()),
+        std=tuple(dataset.std.tolist()),
+        **{
+            name: getattr(FLAGS, name)
+            for name in (
+                "preset",
+                "policy_space",
+                "draws",
+                "estimator",
+                "hypergradient",
+                "learning_rate",
+                "weight_decay",
+                "clip_norm",
+                "policy_learning_rate",
+                "control_learning_rate",
+                "crop_padding",
+                "flip",
+                "cutout_length",
+                "top_k",
+            )
+        },
+    )
+    data = search_loop.to_device(dataset, train_indices, valid_indices)
+    planted = _planted_op(FLAGS.planted_op, space)
+    if planted:
+        images = search_loop.plant(*planted, data.valid.images)
+        data = data._replace(valid=data.valid._replace(images=images))
+    return search_run.Task(
+        config=config,
+        model=_model(FLAGS.model, dataset.num_classes),
+        dataset=dataset,
+        data=data,
+        sizes=(FLAGS.batch_size, FLAGS.valid_batch_size),
+        planted=planted and planted[0],
+        max_steps=FLAGS.max_steps,
+    )
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
+    resolved = resolve_flags()
+    task = _task(datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download))
+    seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds)
+    root = pathlib.Path(FLAGS.run_dir)
+    if len(seeds) > 1 and not FLAGS.resume and root.exists() and any(root.iterdir()):
+        raise ValueError(f"{root} is not an empty folder: choose another, or add --resume")
+    folders = {
+        seed: search_run.open_folder(
+            root if len(seeds) == 1 else root / f"seed_{seed}",
+            {**resolved, "seed": seed, "num_seeds": 1},
+            resume=FLAGS.resume,
+            may_be_missing=len(seeds) > 1,
+        )
+        for seed in seeds
+    }
+    # All seeds at once on an accelerator, one after the other on a CPU, which vmap slows five times.
+    for group in [list(seeds)] if search_loop.scans() else [[seed] for seed in seeds]:
+        results = search_run.run(task, {seed: folders[seed] for seed in group})
+        for seed, found in results.items():
+            folder = folders[seed]
+            print(f"\nseed {seed}\n{policy_table.format_table(found)}")
+            print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

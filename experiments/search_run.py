@@ -1,0 +1,174 @@
+"""One search from its first step to its policy file: steps, metrics, checkpoints, summary, figures."""
+
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from dada import dada_search, policy, policy_space, policy_table
+from dada.models import wide_resnet
+from experiments import command_line, datasets, plot, run_folder, search_loop
+
+
+class Task(NamedTuple):
+    """What to search, apart from the seed."""
+
+    config: dada_search.Config
+    model: wide_resnet.Config
+    dataset: datasets.Dataset
+    data: search_loop.Data
+    sizes: tuple[int, int]  # training and validation images per step
+    planted: str | None
+    max_steps: int | None
+
+
+def open_folder(path, flags, *, resume: bool, may_be_missing: bool) -> run_folder.RunFolder:
+    """A run folder for one seed; a resumed run of several seeds may not have started all of them."""
+    resume = resume and not (may_be_missing and not path.exists())
+    return run_folder.create(path, flags, resume=resume)
+
+
+def _start(task: Task, seed: int) -> tuple[dada_search.SearchState, jax.Array]:
+    """State and data key of a seed."""
+    model_key, search_key, data_key = jax.random.split(jax.random.key(seed), 3)
+    params, batch_stats = wide_resnet.init(model_key, task.model)
+    return dada_search.init(search_key, task.config, params, batch_stats), data_key
+
+
+def _stack(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _each(tree, count):
+    return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(count)]  # noqa: B023
+
+
+def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, policy.Policy]:
+    """Searches with all given seeds at once and fills their folders.
+
+    Args:
+      task: what to search.
+      folders: by seed; with checkpoints, the runs go on from the last step that all of them have.
+
+    Returns:
+      The policies by seed.
+
+    Raises:
+      command_line.Interrupted: the loss of a seed is not finite.
+    """
+    config, count = task.config, len(folders)
+    states, data_keys = zip(*(_start(task, seed) for seed in folders))
+    first = min(folder.latest_step() or 0 for folder in folders.values())
+    if first:
+        states = [folder.restore(state, first) for folder, state in zip(folders.values(), states)]
+    for folder in folders.values():
+        folder.clean(first)
+    is_vmapped = count > 1
+    state, key = (_stack(states), _stack(data_keys)) if is_vmapped else (states[0], data_keys[0])
+
+    loop = search_loop.CompiledLoop(search_loop.search_step, config, task.sizes, vmap_seeds=is_vmapped)
+    total = min(config.num_epochs * config.steps_per_epoch, task.max_steps or np.inf)
+    lines = [run_folder.read_metrics(folder.path) for folder in folders.values()]
+    seconds_before = lines[0][-1]["seconds"] if lines[0] else 0.0
+    done, seconds = first, 0.0
+    with tqdm.tqdm(total=int(total), initial=first, unit="step", dynamic_ncols=True) as bar:
+        while done < total:
+            steps = int(min(config.steps_per_epoch - done % config.steps_per_epoch, total - done))
+            compiled = loop.seconds_compile
+            start = time.perf_counter()
+            for state, metrics, taken in loop.run(state, key, task.data, steps):
+                elapsed = seconds_before + seconds + time.perf_counter() - start
+                elapsed -= loop.seconds_compile - compiled
+                metrics = jax.tree.map(np.asarray, metrics if is_vmapped else _stack([metrics]))
+                _log(folders, metrics, done, elapsed)
+                done += taken
+                bar.update(taken)
+                bar.set_postfix_str(_progress(config, metrics))
+            seconds += time.perf_counter() - start - (loop.seconds_compile - compiled)
+            for folder, one in zip(folders.values(), _each(state, count) if is_vmapped else [state]):
+                folder.save(done, one)
+
+    ratio = search_loop.plain_step_ratio(config, task.sizes, loop, state, key, task.data)
+    found = {}
+    for (seed, folder), one in zip(folders.items(), _each(state, count) if is_vmapped else [state]):
+        found[seed] = dada_search.extract_policy(
+            config, one, seed=seed, data_set=task.dataset.name, source="found by this project's search"
+        )
+        policy.save(folder.policy_path, found[seed])
+        timing = {
+            "seconds_compile": loop.seconds_compile,
+            "seconds_run": seconds_before + seconds,
+            "plain_step_ratio": ratio,
+            "seeds_at_once": count,
+        }
+        folder.write_summary({**_summary(task, folder, one, found[seed]), **timing})
+        plot.draw(folder.path, task.dataset, task.data.valid.images if task.planted else None)
+    return found
+
+
+def _log(folders, metrics, done, seconds):
+    """Writes the metrics of some steps, [seeds, steps], and stops at a loss that is not finite."""
+    for index, (seed, folder) in enumerate(folders.items()):
+        for offset in range(metrics["train_loss"].shape[1]):
+            step = done + offset + 1
+            line = {name: values[index, offset] for name, values in metrics.items()}
+            folder.log(step, {"seconds": round(seconds, 3), **line})
+            if not np.isfinite(line["train_loss"] + line["valid_loss"]):
+                raise command_line.Interrupted(
+                    f"the loss of seed {seed} is not finite at step {step} (train {line['train_loss']}, "
+                    f"valid {line['valid_loss']}); the run so far is in {folder.path}"
+                )
+
+
+def _progress(config, metrics):
+    """Loss, entropy and leading ops of the last step, means over seeds."""
+    last = {name: values[:, -1].mean(0) for name, values in metrics.items()}
+    leading = np.argsort(-last["op_mass"], kind="stable")[:3]
+    ops = " ".join(f"{config.space.rows[i].name} {last['op_mass'][i]:.2f}" for i in leading)
+    return f"loss {last['train_loss']:.3f}/{last['valid_loss']:.3f} entropy {last['entropy']:.2f} {ops}"
+
+
+def _summary(task, folder, state, found):
+    """What a finished search reports, besides its timing."""
+    config = task.config
+    names = [row.name for row in config.space.rows]
+    lines = run_folder.read_metrics(folder.path)
+    last_epoch = lines[-config.steps_per_epoch :]
+    learned = dada_search.distribution(config, state.policy)
+    start = policy_space.init(config.policy_space, len(names))
+    summary = {
+        "steps": len(lines),
+        **{
+            f"final_{name}": statistics.fmean(line[name] for line in last_epoch)
+            for name in ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
+        },
+        "entropy": lines[-1]["entropy"],
+        "op_mass": policy_table.op_mass(found),
+        "op_mass_initial": dict(zip(names, policy_space.op_mass(start, len(names)).tolist())),
+        "distribution": {
+            "op": jax.nn.softmax(learned.op),
+            "application": jax.nn.sigmoid(learned.application),
+            "level": jax.nn.sigmoid(learned.level),
+        },
+    }
+    if task.planted:
+        summary["planted"] = {"op": task.planted, **_lead(lines, names.index(task.planted))}
+    return summary
+
+
+def _lead(lines: list[dict[str, Any]], row: int) -> dict[str, Any]:
+    """Step and seconds from which the planted op has the largest mass until the end; None if never."""
+    lead = None
+    for line in lines:
+        if int(np.argmax(line["op_mass"])) != row:
+            lead = None
+        elif lead is None:
+            lead = line
+    return {
+        "steps_until_it_leads": lead and lead["step"],
+        "seconds_until_it_leads": lead and lead["seconds"],
+    }
