@@ -19,8 +19,6 @@ image i owes to the others' statistics, not what the others owe to image i's.
 `step` is pure: jit it, scan it, vmap it over seeds, or pmap it with `axis_name`.
 """
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -31,6 +29,7 @@ import optax
 
 from dada import (
     augment,
+    dada_config,
     dada_official,
     estimators,
     hypergradient,
@@ -40,8 +39,7 @@ from dada import (
     search_input,
     train_state,
 )
-
-ESTIMATORS = ("relax", "reinforce", "gumbel", "straight_through")
+from dada.dada_config import Config
 
 
 class Batch(NamedTuple):
@@ -49,71 +47,6 @@ class Batch(NamedTuple):
 
     images: jax.Array
     labels: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Static settings of a search; hashable. Defaults: the paper's CIFAR-10 search, corrected.
-
-    Attributes:
-      apply: network, (params, batch_stats, images, is_training, axis_name=) -> (logits, batch_stats).
-      space: the ops, their ranges and sign rules.
-      num_epochs, steps_per_epoch: length of the search; they set the learning-rate schedule.
-      preset: "corrected", or "official": what the released code does, defects included.
-      policy_space: "pairs" or "slots", see `policy_space`.
-      draws: "image" or "batch": what shares one draw of sub-policy and bits.
-      estimator: one of `ESTIMATORS`.
-      hypergradient: "exact" (JVP) or "finite_difference".
-      learning_rate ... clip_norm: SGD of the network.
-      policy_learning_rate: Adam of the policy, betas 0.5 and 0.999.
-      control_learning_rate: Adam of RELAX's control variate.
-      temperature: (at the start, at the end), linear in between; of the relaxed samples.
-      crop_padding, flip, cutout_length: base augmentation around the policy, as in the papers.
-      mean, std: per channel, of images in [0, 1].
-      top_k: sub-policies kept by `extract_policy`.
-    """
-
-    apply: Callable
-    space: op_table.SearchSpace
-    num_epochs: int = 20
-    steps_per_epoch: int = 16
-    preset: str = "corrected"
-    policy_space: str = "pairs"
-    draws: str = "image"
-    estimator: str = "relax"
-    hypergradient: str = "exact"
-    learning_rate: float = 0.1
-    learning_rate_floor: float = 0.001
-    momentum_decay: float = 0.9
-    weight_decay: float = 2e-4
-    clip_norm: float = 5.0
-    policy_learning_rate: float = 0.05
-    control_learning_rate: float = 0.01
-    temperature: tuple[float, float] = (0.5, 0.5)
-    crop_padding: int = 4
-    flip: bool = True
-    cutout_length: int = 16
-    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
-    top_k: int = 25
-
-    def __post_init__(self):
-        allowed = {
-            "preset": ("corrected", "official"),
-            "policy_space": ("pairs", "slots"),
-            "draws": ("image", "batch"),
-            "estimator": ESTIMATORS,
-            "hypergradient": ("exact", "finite_difference"),
-        }
-        for field, values in allowed.items():
-            if getattr(self, field) not in values:
-                raise ValueError(
-                    f"{field}: got {getattr(self, field)!r}, expected one of {', '.join(values)}"
-                )
-        if self.preset == "official":
-            dada_official.check(self)
-        if min(self.temperature) <= 0:
-            raise ValueError(f"temperature: got {self.temperature}, expected two numbers above 0")
 
 
 class SearchState(NamedTuple):
@@ -174,28 +107,111 @@ def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> Searc
     )
 
 
-def learning_rate(config: Config, step: jax.Array) -> jax.Array:
-    """Network learning rate of a step: cosine per epoch; the official preset runs one epoch ahead."""
-    return train_state.cosine_schedule(
-        step,
-        base_learning_rate=config.learning_rate,
-        steps_per_epoch=config.steps_per_epoch,
-        num_epochs=config.num_epochs,
-        floor=config.learning_rate_floor,
-        epoch_offset=1 if config.preset == "official" else 0,
-    )
+def gradients(
+    config: Config,
+    state: SearchState,
+    train_batch: Batch,
+    valid_batch: Batch,
+    axis_name: str | None = None,
+) -> tuple[tuple[policy_space.Parameters, Any], train_state.TrainState, dict[str, jax.Array]]:
+    """The network's next state, and the gradient of the policy at it.
 
+    Args: as in `step`.
 
-def temperature(config: Config, step: jax.Array) -> jax.Array:
-    """Temperature of the relaxed samples: linear over the whole search."""
-    start, end = config.temperature
-    fraction = jnp.clip(step / (config.num_epochs * config.steps_per_epoch), 0.0, 1.0)
-    return start + (end - start) * fraction
+    Returns:
+      ((gradient for the policy, gradient for the control variate), network after its update, metrics).
+      In the corrected preset the gradient is that of V(theta'(phi)) over the length of u, eq. (1) of
+      `hypergradient`: exact in the levels (relaxed mixtures: in everything), an estimate in the rest.
+    """
+    train, parameters = state.train, state.policy
+    rate = dada_config.learning_rate(config, train.step)
+    heat = dada_config.temperature(config, train.step)
+    step_key = jax.random.fold_in(state.key, train.step)
+    keys = search_input.image_keys(step_key, train_batch.images.shape[0], axis_name)
+    draw_keys = keys.draw if config.draws == "image" else search_input.image_keys(step_key, 1).draw
+    draws = jax.vmap(policy_space.draw, (0, None))(draw_keys, dada_config.distribution(config, parameters))
 
+    def network_input(parameters):
+        return search_input.network_input(
+            config, parameters, draws, draw_keys, keys, heat, train_batch.images
+        )
 
-def distribution(config: Config, parameters: policy_space.Parameters) -> policy_space.Parameters:
-    """The learned parameters as logits, whatever form the preset learns them in."""
-    return dada_official.as_logits(parameters) if config.preset == "official" else parameters
+    inputs, pull_back_inputs = jax.vjp(network_input, parameters)
+
+    def losses(params, inputs):
+        logits, stats = config.apply(params, train.batch_stats, inputs, True, axis_name=axis_name)
+        return train_state.cross_entropy(logits, train_batch.labels), (logits, stats)
+
+    def mean_loss(params, inputs):
+        each, aux = losses(params, inputs)
+        return _mean(jnp.mean(each), axis_name), aux
+
+    def update(gradient, clip_norm=config.clip_norm):
+        return train_state.sgd_update(
+            train.params,
+            train.momentum,
+            gradient,
+            learning_rate=rate,
+            weight_decay=config.weight_decay,
+            momentum_decay=config.momentum_decay,
+            clip_norm=clip_norm,
+        )
+
+    loss_and_gradient = jax.value_and_grad(mean_loss, has_aux=True)
+    (train_loss, (logits, stats)), gradient = loss_and_gradient(train.params, inputs)
+    gradient = _mean(gradient, axis_name)
+    # The unrolled weights theta' are the next iterate: one computation.
+    (params, momentum), pull_back_update = jax.vjp(update, gradient)
+    # The official unroll is not clipped, and so is not the next iterate when the clip acts.
+    unrolled = update(gradient, clip_norm=None)[0] if config.preset == "official" else params
+
+    valid_images = augment.normalize(valid_batch.images, config.mean, config.std)
+
+    def valid_loss(params):
+        logits, _ = config.apply(params, train.batch_stats, valid_images, True, axis_name=axis_name)
+        loss = jnp.mean(train_state.cross_entropy(logits, valid_batch.labels))
+        return _mean(loss, axis_name), logits
+
+    (loss, valid_logits), valid_gradient = jax.value_and_grad(valid_loss, has_aux=True)(unrolled)
+    valid_gradient = _mean(valid_gradient, axis_name)
+
+    if config.hypergradient == "exact":
+        score = hypergradient.alignment
+    else:
+        score = hypergradient.alignment_finite_difference
+    if config.preset == "official":
+        found = dada_official.policy_gradient(
+            config.estimator,
+            lambda params, inputs: mean_loss(params, inputs)[0],
+            lambda function: score(function, train.params, valid_gradient),
+            parameters,
+            state.control,
+            jax.tree.map(lambda leaf: leaf[0], draws),
+            draw_keys[0],
+            heat,
+            inputs,
+        )
+    else:
+        # u of `hypergradient`, eq. (1), at unit length, which keeps late and early steps on one scale.
+        (direction,) = pull_back_update((valid_gradient, jax.tree.map(jnp.zeros_like, momentum)))
+        norm = jnp.maximum(hypergradient.global_norm(direction), 1e-12)
+        direction = jax.tree.map(lambda leaf: leaf / norm, direction)
+        costs, pull_back_costs = jax.vjp(
+            lambda inputs: score(lambda params: losses(params, inputs)[0], train.params, direction), inputs
+        )
+        (pathwise,) = pull_back_inputs(*pull_back_costs(jnp.full_like(costs, 1.0 / costs.size)))
+        scores, control_gradient = _score_gradient(config, state, draws, draw_keys, heat, costs, axis_name)
+        found = _mean((jax.tree.map(jnp.add, pathwise, scores), control_gradient), axis_name)
+
+    metrics = {
+        "train_loss": train_loss,
+        "train_accuracy": _mean(train_state.accuracy(logits, train_batch.labels), axis_name),
+        "valid_loss": loss,
+        "valid_accuracy": _mean(train_state.accuracy(valid_logits, valid_batch.labels), axis_name),
+        "learning_rate": rate,
+        "temperature": heat,
+    }
+    return found, train_state.TrainState(train.step + 1, params, stats, momentum), metrics
 
 
 def step(
@@ -225,115 +241,17 @@ def step(
         chex.assert_rank([batch.images, batch.labels], [4, 1])
         chex.assert_equal_shape_prefix([batch.images, batch.labels], 1)
         chex.assert_type([batch.images, batch.labels], [jnp.uint8, jnp.int32])
-
-    train, parameters = state.train, state.policy
-    rate, heat = learning_rate(config, train.step), temperature(config, train.step)
-    step_key = jax.random.fold_in(state.key, train.step)
-    keys = search_input.image_keys(step_key, train_batch.images.shape[0], axis_name)
-    draw_keys = keys.draw if config.draws == "image" else search_input.image_keys(step_key, 1).draw
-    draws = jax.vmap(policy_space.draw, (0, None))(draw_keys, distribution(config, parameters))
-
-    def network_input(parameters):
-        return search_input.network_input(
-            config, parameters, draws, draw_keys, keys, heat, train_batch.images
-        )
-
-    inputs, pull_back_inputs = jax.vjp(network_input, parameters)
-
-    def losses(params, inputs):
-        logits, stats = config.apply(params, train.batch_stats, inputs, True, axis_name=axis_name)
-        return train_state.cross_entropy(logits, train_batch.labels), (logits, stats)
-
-    def update(gradient, clip_norm=config.clip_norm):
-        return train_state.sgd_update(
-            train.params,
-            train.momentum,
-            gradient,
-            learning_rate=rate,
-            weight_decay=config.weight_decay,
-            momentum_decay=config.momentum_decay,
-            clip_norm=clip_norm,
-        )
-
-    def mean_loss(params, inputs):
-        each, (logits, stats) = losses(params, inputs)
-        return _mean(jnp.mean(each), axis_name), (logits, stats)
-
-    loss_and_gradient = jax.value_and_grad(mean_loss, has_aux=True)
-    (train_loss, (logits, stats)), gradient = loss_and_gradient(train.params, inputs)
-    gradient = _mean(gradient, axis_name)
-    # The unrolled weights are the next iterate: one computation.
-    (params, momentum), pull_back_update = jax.vjp(update, gradient)
-    # The official unroll is not clipped, and so is not the next iterate when the clip acts.
-    unrolled = update(gradient, clip_norm=None)[0] if config.preset == "official" else params
-
-    valid_images = augment.normalize(valid_batch.images, config.mean, config.std)
-
-    def valid_loss(params):
-        logits, _ = config.apply(params, train.batch_stats, valid_images, True, axis_name=axis_name)
-        loss = jnp.mean(train_state.cross_entropy(logits, valid_batch.labels))
-        return _mean(loss, axis_name), logits
-
-    (loss, valid_logits), valid_gradient = jax.value_and_grad(valid_loss, has_aux=True)(unrolled)
-    valid_gradient = _mean(valid_gradient, axis_name)
-
-    score = (
-        hypergradient.alignment
-        if config.hypergradient == "exact"
-        else hypergradient.alignment_finite_difference
+    found, train, metrics = gradients(config, state, train_batch, valid_batch, axis_name)
+    updates, optimizer = _optimizer(config).update(found, state.optimizer)
+    new_policy, control = optax.apply_updates((state.policy, state.control), updates)
+    starts_epoch = state.train.step % config.steps_per_epoch == 0
+    epoch_policy = jax.tree.map(
+        lambda new, old: jnp.where(starts_epoch, new, old), state.policy, state.epoch_policy
     )
-    if config.preset == "official":
-        draw = jax.tree.map(lambda leaf: leaf[0], draws)
-        gradients = dada_official.policy_gradient(
-            config.estimator,
-            lambda params, inputs: mean_loss(params, inputs)[0],
-            lambda function: score(function, train.params, valid_gradient),
-            parameters,
-            state.control,
-            draw,
-            draw_keys[0],
-            heat,
-            inputs,
-        )
-        costs = jnp.zeros(())
-    else:
-        # u of `hypergradient`, eq. (1), at unit length, which keeps late and early steps on one scale.
-        (direction,) = pull_back_update((valid_gradient, jax.tree.map(jnp.zeros_like, momentum)))
-        norm = hypergradient.global_norm(direction)
-        direction = jax.tree.map(lambda leaf: leaf / jnp.maximum(norm, 1e-12), direction)
-        costs, pull_back_costs = jax.vjp(
-            lambda inputs: score(lambda params: losses(params, inputs)[0], train.params, direction), inputs
-        )
-        (pathwise,) = pull_back_inputs(*pull_back_costs(jnp.full_like(costs, 1.0 / costs.size)))
-        scores, control_gradient = _score_gradient(config, state, draws, draw_keys, heat, costs, axis_name)
-        gradients = _mean((jax.tree.map(jnp.add, pathwise, scores), control_gradient), axis_name)
-
-    updates, optimizer = _optimizer(config).update(gradients, state.optimizer)
-    new_policy, control = optax.apply_updates((parameters, state.control), updates)
-    starts_epoch = train.step % config.steps_per_epoch == 0
-    next_state = SearchState(
-        key=state.key,
-        train=train_state.TrainState(train.step + 1, params, stats, momentum),
-        policy=new_policy,
-        control=control,
-        optimizer=optimizer,
-        epoch_policy=jax.tree.map(
-            lambda new, old: jnp.where(starts_epoch, new, old), parameters, state.epoch_policy
-        ),
-    )
-    learned = distribution(config, new_policy)
-    metrics = {
-        "train_loss": train_loss,
-        "train_accuracy": _mean(train_state.accuracy(logits, train_batch.labels), axis_name),
-        "valid_loss": loss,
-        "valid_accuracy": _mean(train_state.accuracy(valid_logits, valid_batch.labels), axis_name),
-        "entropy": policy_space.entropy(learned),
-        "op_mass": policy_space.op_mass(learned, len(config.space.rows)),
-        "cost": _mean(jnp.mean(costs), axis_name),
-        "learning_rate": rate,
-        "temperature": heat,
-    }
-    return next_state, metrics
+    learned = dada_config.distribution(config, new_policy)
+    metrics["entropy"] = policy_space.entropy(learned)
+    metrics["op_mass"] = policy_space.op_mass(learned, len(config.space.rows))
+    return SearchState(state.key, train, new_policy, control, optimizer, epoch_policy), metrics
 
 
 def _mean(tree, axis_name):
@@ -389,7 +307,7 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> policy.Pol
       A Policy of kind "sub_policies".
     """
     is_official = config.preset == "official"
-    parameters = distribution(config, state.epoch_policy if is_official else state.policy)
+    parameters = dada_config.distribution(config, state.epoch_policy if is_official else state.policy)
     op, probability, level = (
         np.asarray(leaf, np.float64)
         for leaf in (

@@ -37,9 +37,10 @@ from dada import op_table, spatial_ops
 
 _ID = {name: index for index, name in enumerate(op_table.OPS)}
 
-# Images of one block: large enough to hide the cost of a loop step, small enough that the last, partly
-# filled block of each family wastes little.
-_BLOCK = 8
+# Images of one block: enough that they hide the cost of a loop step, few enough that the last, partly
+# filled block of each family wastes little. Large images hide it alone.
+_MAX_BLOCK = 8
+_PIXELS_PER_BLOCK = 2**14
 
 
 def apply(images: chex.Array, op: chex.Array, value: chex.Array, center: chex.Array) -> chex.Array:
@@ -74,7 +75,9 @@ def _dense(size, pixels, op, value, center):
 
 
 def _by_blocks(size, pixels, op, value, center):
-    family_of_block, members, count = _plan_blocks(jnp.asarray(_family_of_op())[op])
+    block_size = max(1, min(_MAX_BLOCK, _PIXELS_PER_BLOCK // (size[0] * size[1])))
+    family = jnp.asarray(_family_of_op())[op]
+    family_of_block, members, count = _plan_blocks(family, block_size)
     branches = [partial(run, size) for run, _ in _FAMILIES]
 
     def run_block(state):
@@ -87,25 +90,25 @@ def _by_blocks(size, pixels, op, value, center):
     return lax.while_loop(lambda state: state[0] < count, run_block, (0, pixels))[1]
 
 
-def _plan_blocks(family):
+def _plan_blocks(family, block_size):
     """Sorts images by family and cuts the images of each family into blocks.
 
     Returns:
       The family of each block, int32 [M], counted from 0 without Identity; its images, int32
-      [M, _BLOCK], padded with the index B, which no image has; the number of blocks in use, [].
+      [M, block_size], padded with the index B, which no image has; the number of blocks in use, [].
     """
     batch, num_families = family.shape[0], len(_FAMILIES)
     order = jnp.argsort(family, stable=True)
     size = jnp.sum(family[:, None] == np.arange(num_families + 1), axis=0, dtype=jnp.int32)
     start = (jnp.cumsum(size) - size)[1:]
     size = size[1:]
-    num_blocks = -(-size // _BLOCK)
+    num_blocks = -(-size // block_size)
     end = jnp.cumsum(num_blocks)
-    block = np.arange(batch // _BLOCK + num_families, dtype=np.int32)
+    block = np.arange(batch // block_size + num_families, dtype=np.int32)
     family_of_block = jnp.sum(block[:, None] >= end, axis=1, dtype=jnp.int32)
     family_of_block = jnp.minimum(family_of_block, num_families - 1)
-    first = (block - (end - num_blocks)[family_of_block]) * _BLOCK
-    rank = first[:, None] + np.arange(_BLOCK, dtype=np.int32)
+    first = (block - (end - num_blocks)[family_of_block]) * block_size
+    rank = first[:, None] + np.arange(block_size, dtype=np.int32)
     member = order[jnp.clip(start[family_of_block][:, None] + rank, 0, batch - 1)]
     member = jnp.where(rank < size[family_of_block][:, None], member, batch)
     return family_of_block, member, end[-1]

@@ -1,28 +1,28 @@
-"""Geometric operations and Cutout on one image: Pillow's pixels forward, a smooth surrogate backward.
+"""Geometry and Cutout on one image: Pillow's pixels forward, smooth surrogates backward.
 
-Contract. An image is float32 `[H, W, 3]` in [0, 1] that holds k/255 for whole levels k; so does the result,
-which is the 8-bit image that Pillow writes (nearest neighbour, black outside). Ops are pure, take traced
-values, and work under `jit`, `vmap`, `jvp`, `vjp` and their compositions. A wrong dtype is a TypeError, a
-wrong shape a ValueError.
+Contract. An image is float32 `[H, W, 3]` in [0, 1] that holds k/255 for whole levels k; so does the
+result, which is the 8-bit image that Pillow writes (nearest neighbour, black outside). Ops are
+pure, take traced values, and work under `jit`, `vmap`, `jvp`, `vjp` and their compositions. Where
+an argument is bad they raise TypeError (a wrong dtype) or ValueError (a wrong shape).
 
-Arithmetic. Pillow maps output pixel (x, y) to the source position (a (x + 1/2) + b (y + 1/2) + c, ...) in
-16.16 fixed point: every coefficient is FIX(v) = floor(65536 v + 1/2) and the half pixels are folded into the
-offset before it is rounded. Here the coefficients are formed without float64, from whole parts that are
-exact and fractions that are right to about 1e-7 (rotation) or exact (the others), so that a rotation can
-differ only where a coefficient lies that close to the middle of two multiples of 1/65536.
+Arithmetic. Pillow maps output pixel (x, y) to the source column a (x + 1/2) + b (y + 1/2) + c, and
+to a row likewise, in 16.16 fixed point: each coefficient is FIX(v) = floor(65536 v + 1/2), and the
+half pixels are folded into the offset c before it is rounded. Here the coefficients come without
+float64: those of shears and translations are exact, those of rotations come from exact whole parts
+and fractions right to about 1e-7, so that one in 10**5 angles at most moves one by 1/65536.
 
-Gradient. The value is that of the hard op, the tangent that of a soft surrogate S: S + stop_gradient(hard - S)
-without its rounding error. Second derivatives are those of S. For geometry, S samples the image bilinearly at
-the unrounded source position, with black outside.
+Gradient. The value is that of the hard op, the tangent that of a soft surrogate S:
+S + stop_gradient(hard - S) without its rounding error. For geometry S samples bilinearly about the
+pixel p that the hard op reads: the image's tangent is read at p, and a motion of the source
+position counts with the mean of the slopes on both sides of p, (I(p + 1) - I(p - 1)) / 2, black
+outside. One-sided slopes, as bilinear sampling at the unrounded position has them, are biased as
+long as the value is the nearest pixel's: descent on a translation stalls.
 
-Compilers. XLA may contract `a * b - c` into one rounding when an argument is a product. Values are clipped
-to their domain first, which forces them to be rounded, so fused and eager results are the same.
+Compilers. XLA may contract `a * b - c` into one rounding where an argument is itself a product.
+Values are clipped to their domain first, so they get rounded, and fused results are the eager ones.
 
 Copy alone: this file needs jax and numpy only.
 """
-
-import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ _CUTOUT_COLOR = np.array([125, 123, 114], np.float32) / np.float32(255)
 # Width of the soft edges of Cutout in pixels.
 _CUTOUT_WIDTH = 0.5
 
-# 65536 * sin at the multiples of 1/8 degree: nearest whole number and rest. Pillow rounds the sine to 15 places.
+# 65536 * sin at the multiples of 1/8 degree: nearest whole number and rest. Pillow rounds the sine
+# to 15 places.
 _STEPS = 2880
 _SINE = 65536.0 * np.round(np.sin(np.radians(np.arange(_STEPS) / 8.0)), 15)
 _SINE_WHOLE = np.round(_SINE).astype(np.int32)
@@ -44,24 +45,6 @@ _SLOPE_COARSE = (np.round(2.0 * _SLOPE) / 2.0).astype(np.float32)
 _SLOPE_REST = (_SLOPE - _SLOPE_COARSE).astype(np.float32)
 
 
-def _straight_through(soft):
-    """Makes a function of (image, *values) an op with the tangent of `soft` and checked arguments."""
-
-    def decorate(hard):
-        core = jax.custom_jvp(hard)
-        core.defjvp(lambda primals, tangents: (core(*primals), jax.jvp(soft, primals, tangents)[1]))
-        signature = inspect.signature(hard)
-
-        @functools.wraps(hard)
-        def op(*args, **kwargs):
-            arguments = signature.bind(*args, **kwargs).arguments
-            return core(*(_checked(name, value) for name, value in arguments.items()))
-
-        return op
-
-    return decorate
-
-
 def _checked(name, value):
     value = jnp.asarray(value)
     if name == "image":
@@ -70,12 +53,25 @@ def _checked(name, value):
         if value.ndim != 3 or value.shape[-1] != 3 or value.size == 0:
             raise ValueError(f"image: expected shape [H, W, 3], got {value.shape}")
         return value
-    if not jnp.issubdtype(value.dtype, jnp.floating) and not jnp.issubdtype(value.dtype, jnp.integer):
+    if not jnp.issubdtype(value.dtype, jnp.floating) and not jnp.issubdtype(
+        value.dtype, jnp.integer
+    ):
         raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
     shape = (2,) if name == "center" else ()
     if value.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
     return value.astype(jnp.float32)
+
+
+def _differentiable(tangent):
+    """Gives a function the tangent `tangent(function, primals, tangents)` and its own value."""
+
+    def decorate(function):
+        op = jax.custom_jvp(function)
+        op.defjvp(lambda primals, tangents: (op(*primals), tangent(op, primals, tangents)))
+        return op
+
+    return decorate
 
 
 def _round_half_up(value):
@@ -98,114 +94,105 @@ def _grid(image):
     return jnp.arange(image.shape[0])[:, None], jnp.arange(image.shape[1])[None, :]
 
 
-def _bilinear_columns(image, columns):
-    """Samples every row at the real columns `[H, W]`; whole numbers are pixel centres."""
-    rows, _ = _grid(image)
-    left = jnp.floor(columns)
-    weight = (columns - left)[..., None]
-    left = left.astype(jnp.int32)
-    return (1.0 - weight) * _gather(image, rows, left) + weight * _gather(image, rows, left + 1)
+def _slope(image, rows, columns, down, right):
+    """Mean slope of both sides of whole positions along (down, right)."""
+    ahead = _gather(image, rows + down, columns + right)
+    return 0.5 * (ahead - _gather(image, rows - down, columns - right))
 
 
-def _transposed(op):
-    return lambda image, value: jnp.swapaxes(op(jnp.swapaxes(image, 0, 1), value), 0, 1)
-
-
-def _hard_shear(image, shear):
+def _shear_positions(image, shear):
     rows, columns = _grid(image)
     bound = 32767.0 / image.shape[0]
     shear = jnp.clip(shear, -bound, bound)
     offset = 32768 + _round_half_up(shear * 32768.0)
-    slope = _round_half_up(shear * 65536.0)
-    return _gather(image, rows, columns + ((offset + slope * rows) >> 16))
+    return rows, columns + ((offset + _round_half_up(shear * 65536.0) * rows) >> 16)
 
 
-def _soft_shear(image, shear):
+def _shear_tangent(op, primals, tangents):
+    (image, shear), (image_dot, shear_dot) = primals, tangents
+    rows, columns = _shear_positions(image, shear)
+    motion = shear_dot * (rows + 0.5)
+    # The op is linear in the image.
+    return op(image_dot, shear) + _slope(image, rows, columns, 0, 1) * motion[..., None]
+
+
+@_differentiable(_shear_tangent)
+def _shear_columns(image, shear):
+    return _gather(image, *_shear_positions(image, shear))
+
+
+def _translate_positions(image, pixels):
     rows, columns = _grid(image)
-    return _bilinear_columns(image, columns + shear * (rows + 0.5))
+    bound = image.shape[1] + 1.0
+    return rows, columns + _round_half_up(jnp.clip(pixels, -bound, bound))
 
 
-def _hard_translate(image, pixels):
-    rows, columns = _grid(image)
-    width = image.shape[1]
-    shift = _round_half_up(jnp.clip(pixels, -width - 1.0, width + 1.0))
-    return _gather(image, rows, columns + shift)
+def _translate_tangent(op, primals, tangents):
+    (image, pixels), (image_dot, pixels_dot) = primals, tangents
+    rows, columns = _translate_positions(image, pixels)
+    return op(image_dot, pixels) + _slope(image, rows, columns, 0, 1) * pixels_dot
 
 
-def _soft_translate(image, pixels):
-    rows, columns = _grid(image)
-    return _bilinear_columns(image, columns + jnp.zeros_like(rows) + pixels)
+@_differentiable(_translate_tangent)
+def _translate_columns(image, pixels):
+    return _gather(image, *_translate_positions(image, pixels))
 
 
-@_straight_through(_soft_shear)
 def shear_x(image, shear):
-    """Shears rows about the top left corner: source column = x + 1/2 + shear (y + 1/2).
+    """Shears rows about the top left corner: source column = floor(x + 1/2 + shear (y + 1/2)).
 
     Args:
         image: float32 `[H, W, 3]`, levels / 255.
         shear: real scalar, columns per row, |shear| H < 32768.
-
-    Returns:
-        float32 `[H, W, 3]`.
-
-    Gradient: to image and shear, of bilinear sampling at the unrounded columns.
+    Returns: float32 `[H, W, 3]`.
+    Gradient: bilinear about the pixels read (module docstring); the source column moves by y + 1/2.
     """
-    return _hard_shear(image, shear)
+    return _shear_columns(_checked("image", image), _checked("shear", shear))
 
 
-@_straight_through(_transposed(_soft_shear))
 def shear_y(image, shear):
-    """Shears columns about the top left corner: source row = y + 1/2 + shear (x + 1/2).
+    """Shears columns about the top left corner: source row = floor(y + 1/2 + shear (x + 1/2)).
 
     Args:
         image: float32 `[H, W, 3]`, levels / 255.
         shear: real scalar, rows per column, |shear| W < 32768.
-
-    Returns:
-        float32 `[H, W, 3]`.
-
-    Gradient: to image and shear, of bilinear sampling at the unrounded rows.
+    Returns: float32 `[H, W, 3]`.
+    Gradient: bilinear about the pixels read (module docstring); the source row moves by x + 1/2.
     """
-    return _transposed(_hard_shear)(image, shear)
+    image = jnp.swapaxes(_checked("image", image), 0, 1)
+    return jnp.swapaxes(_shear_columns(image, _checked("shear", shear)), 0, 1)
 
 
-@_straight_through(_soft_translate)
 def translate_x(image, pixels):
     """Moves the image to the left by floor(pixels + 1/2) columns.
 
     Args:
         image: float32 `[H, W, 3]`, levels / 255.
-        pixels: real scalar, negative to the right.
-
-    Returns:
-        float32 `[H, W, 3]`.
-
-    Gradient: to image and pixels, of bilinear sampling at the unrounded columns.
+        pixels: real scalar; negative moves to the right.
+    Returns: float32 `[H, W, 3]`.
+    Gradient: bilinear about the pixels read (module docstring); the source column moves by 1.
     """
-    return _hard_translate(image, pixels)
+    return _translate_columns(_checked("image", image), _checked("pixels", pixels))
 
 
-@_straight_through(_transposed(_soft_translate))
 def translate_y(image, pixels):
     """Moves the image up by floor(pixels + 1/2) rows.
 
     Args:
         image: float32 `[H, W, 3]`, levels / 255.
-        pixels: real scalar, negative moves down.
-
-    Returns:
-        float32 `[H, W, 3]`.
-
-    Gradient: to image and pixels, of bilinear sampling at the unrounded rows.
+        pixels: real scalar; negative moves down.
+    Returns: float32 `[H, W, 3]`.
+    Gradient: bilinear about the pixels read (module docstring); the source row moves by 1.
     """
-    return _transposed(_hard_translate)(image, pixels)
+    image = jnp.swapaxes(_checked("image", image), 0, 1)
+    return jnp.swapaxes(_translate_columns(image, _checked("pixels", pixels)), 0, 1)
 
 
 def _fixed_sine(step, rest):
-    """65536 sin of (step / 8 + rest) degrees as whole part int32 and rest float32 of about [-1, 1].
+    """65536 sin of (step / 8 + rest) degrees: a whole part, int32, and a fraction in [-1.1, 1.1].
 
-    sin(t + r) = sin t + r cos t - r^2 / 2 sin t - r^3 / 6 cos t + O(r^4 / 24) with |r| <= 1/16 degree. Of the
-    second term the product of the leading 12 bits is exact, what remains is small.
+    sin(t + r) = sin t + r cos t - r^2 / 2 sin t - r^3 / 6 cos t + O(r^4 / 24), |r| <= 1/16 degree.
+    The product of the leading 12 bits of r and cos t is exact, what else they give is small.
     """
     step = step % _STEPS
     whole, coarse = jnp.asarray(_SINE_WHOLE)[step], jnp.asarray(_SLOPE_COARSE)[step]
@@ -224,14 +211,14 @@ def _fixed_sine(step, rest):
 
 
 def _rotation(degrees, height, width):
-    """Fixed-point coefficients (cos, sin, -sin, row offset, column offset), int32, of a turn about the centre."""
+    """Coefficients (cos, sin, -sin, row offset, column offset) in units of 1/65536, int32."""
     degrees = jnp.clip(degrees, -1e5, 1e5)
     step = jnp.floor(degrees * 8.0 + 0.5)
     rest = degrees - step * 0.125
     step = step.astype(jnp.int32)
     sine, sine_rest = _fixed_sine(step, rest)
     cosine, cosine_rest = _fixed_sine(step + _STEPS // 4, rest)
-    # An offset is FIX(W/2 - cos (W - 1)/2 + sin (H - 1)/2): half of a whole number less a fraction, rounded.
+    # FIX(W/2 - cos (W - 1)/2 + sin (H - 1)/2) is half a whole number less a fraction, rounded.
     row = 65536 * height - sine * (width - 1) - cosine * (height - 1)
     row_rest = sine_rest * (width - 1.0) + cosine_rest * (height - 1.0)
     column = 65536 * width - cosine * (width - 1) + sine * (height - 1)
@@ -245,40 +232,47 @@ def _rotation(degrees, height, width):
     )
 
 
-def _soft_rotate(image, degrees):
-    height, width, _ = image.shape
+def _rotate_positions(image, degrees):
     rows, columns = _grid(image)
-    y, x = rows - 0.5 * (height - 1), columns - 0.5 * (width - 1)
+    cosine, sine, minus_sine, row, column = _rotation(degrees, image.shape[0], image.shape[1])
+    return (
+        (row + sine * columns + cosine * rows) >> 16,
+        (column + cosine * columns + minus_sine * rows) >> 16,
+    )
+
+
+def _rotate_tangent(op, primals, tangents):
+    (image, degrees), (image_dot, degrees_dot) = primals, tangents
+    rows, columns = _rotate_positions(image, degrees)
+    y, x = _grid(image)
+    y, x = y - 0.5 * (image.shape[0] - 1), x - 0.5 * (image.shape[1] - 1)
     radians = degrees * np.float32(np.pi / 180)
+    radians_dot = degrees_dot * np.float32(np.pi / 180)
     cosine, sine = jnp.cos(radians), jnp.sin(radians)
-    row = sine * x + cosine * y + 0.5 * (height - 1)
-    column = cosine * x - sine * y + 0.5 * (width - 1)
-    top, left = jnp.floor(row), jnp.floor(column)
-    down, right = (row - top)[..., None], (column - left)[..., None]
-    top, left = top.astype(jnp.int32), left.astype(jnp.int32)
-    upper = (1.0 - right) * _gather(image, top, left) + right * _gather(image, top, left + 1)
-    lower = (1.0 - right) * _gather(image, top + 1, left) + right * _gather(image, top + 1, left + 1)
-    return (1.0 - down) * upper + down * lower
+    row_motion = (cosine * x - sine * y) * radians_dot
+    column_motion = -(sine * x + cosine * y) * radians_dot
+    return (
+        op(image_dot, degrees)
+        + _slope(image, rows, columns, 1, 0) * row_motion[..., None]
+        + _slope(image, rows, columns, 0, 1) * column_motion[..., None]
+    )
 
 
-@_straight_through(_soft_rotate)
+@_differentiable(_rotate_tangent)
+def _rotate(image, degrees):
+    return _gather(image, *_rotate_positions(image, degrees))
+
+
 def rotate(image, degrees):
     """Turns the image counter-clockwise about its centre, in its frame (`Image.rotate`).
 
     Args:
         image: float32 `[H, W, 3]`, levels / 255, H + W < 16384.
         degrees: real scalar, |degrees| <= 1e5.
-
-    Returns:
-        float32 `[H, W, 3]`.
-
-    Gradient: to image and degrees, of bilinear sampling at the unrounded positions.
+    Returns: float32 `[H, W, 3]`.
+    Gradient: bilinear about the pixels read (module docstring); the source turns about the centre.
     """
-    rows, columns = _grid(image)
-    cosine, sine, minus_sine, row, column = _rotation(degrees, image.shape[0], image.shape[1])
-    source_rows = (row + sine * columns + cosine * rows) >> 16
-    source_columns = (column + cosine * columns + minus_sine * rows) >> 16
-    return _gather(image, source_rows, source_columns)
+    return _rotate(_checked("image", image), _checked("degrees", degrees))
 
 
 def flip_lr(image):
@@ -286,10 +280,7 @@ def flip_lr(image):
 
     Args:
         image: float32 `[H, W, 3]`.
-
-    Returns:
-        float32 `[H, W, 3]`.
-
+    Returns: float32 `[H, W, 3]`.
     Gradient: its own, the mirrored cotangent.
     """
     return _checked("image", image)[:, ::-1]
@@ -300,10 +291,7 @@ def flip_ud(image):
 
     Args:
         image: float32 `[H, W, 3]`.
-
-    Returns:
-        float32 `[H, W, 3]`.
-
+    Returns: float32 `[H, W, 3]`.
     Gradient: its own, the mirrored cotangent.
     """
     return _checked("image", image)[::-1]
@@ -314,10 +302,7 @@ def rotate90(image):
 
     Args:
         image: float32 `[H, H, 3]`.
-
-    Returns:
-        float32 `[H, H, 3]`.
-
+    Returns: float32 `[H, H, 3]`.
     Gradient: its own, the cotangent turned back.
     """
     image = _checked("image", image)
@@ -327,7 +312,7 @@ def rotate90(image):
 
 
 def _window(size, side, center):
-    """Whole pixels of one axis covered by the box: first = trunc(max(0, center - side / 2)), floor(side) more."""
+    """Covered pixels of one axis: trunc(max(0, center - side / 2)) and the floor(side) after it."""
     center, side = jnp.clip(center, -1e6, 1e6), jnp.clip(side, -1.0, 1e6)
     start = jnp.floor(center - 0.5 * side)
     # The difference may have been rounded up to a whole number; this comparison is exact.
@@ -337,10 +322,16 @@ def _window(size, side, center):
 
 
 def _soft_window(size, side, center):
-    start = jnp.maximum(center - 0.5 * side - 0.5, -0.5)
+    fixed = jax.lax.stop_gradient(side)
+    corner = center - 0.5 * fixed
+    start = jnp.maximum(corner, 0.0)
+    end = start + jnp.floor(fixed)
+    # Between whole sides a growing hard box only moves back, so its far edge would misguide.
+    start = start - jnp.where(corner > 0.0, side - fixed, 0.0)
+    end = end + jnp.where(corner > 0.0, 0.0, side - fixed)
     pixel = jnp.arange(size, dtype=jnp.float32)
-    edge = jax.nn.sigmoid((pixel - start) / _CUTOUT_WIDTH)
-    return edge * jax.nn.sigmoid((start + side + 0.5 - pixel) / _CUTOUT_WIDTH)
+    near = jax.nn.sigmoid((pixel - start + 1.0) / _CUTOUT_WIDTH)
+    return near * jax.nn.sigmoid((end + 0.5 - pixel) / _CUTOUT_WIDTH)
 
 
 def _soft_cutout(image, side_pixels, center):
@@ -353,25 +344,34 @@ def _soft_cutout(image, side_pixels, center):
     return image + covered * (_CUTOUT_COLOR - image)
 
 
-@_straight_through(_soft_cutout)
+def _cutout_tangent(_, primals, tangents):
+    return jax.jvp(_soft_cutout, primals, tangents)[1]
+
+
+@_differentiable(_cutout_tangent)
+def _cutout(image, side_pixels, center):
+    height, width, _ = image.shape
+    rows = _window(height, side_pixels, center[0])
+    columns = _window(width, side_pixels, center[1])
+    return jnp.where(rows[:, None, None] & columns[None, :, None], _CUTOUT_COLOR, image)
+
+
 def cutout(image, side_pixels, center):
     """Paints a square of colour (125, 123, 114), as the official code of DADA does.
 
-    The corner is trunc(max(0, center - side / 2)) and both ends are filled: floor(side) + 1 pixels a side,
-    clipped at the image. A side of 0 still paints one pixel; a negative side none.
+    The corner is trunc(max(0, center - side / 2)) and both ends are filled: floor(side) + 1 pixels
+    each way, clipped at the image. A side of 0 still paints one pixel, a negative side none.
 
     Args:
         image: float32 `[H, W, 3]`, levels / 255.
         side_pixels: real scalar.
         center: real `[2]`, row and column in pixels, in [0, H] x [0, W].
-
-    Returns:
-        float32 `[H, W, 3]`.
-
-    Gradient: of the soft box x + m (colour - x), where m is the product over both axes of sigmoids of width 1/2
-        pixel at both ends of [max(0, center - side / 2), + side + 1] in the image's frame; to the centre 0.
+    Returns: float32 `[H, W, 3]`.
+    Gradient: of the soft box x + m (colour - x); m is the product over both axes of
+        sigmoid(2 (k - start + 1)) sigmoid(2 (end + 1/2 - k)) at pixel k, with
+        start = max(0, center - side / 2), end = start + floor(side). A side grown by d moves start
+        by -d, or end by d where start = 0. To the centre: 0.
     """
-    height, width, _ = image.shape
-    rows = _window(height, side_pixels, center[0])
-    columns = _window(width, side_pixels, center[1])
-    return jnp.where(rows[:, None, None] & columns[None, :, None], _CUTOUT_COLOR, image)
+    return _cutout(
+        _checked("image", image), _checked("side_pixels", side_pixels), _checked("center", center)
+    )

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from dada import dada_official, dada_search, op_table, policy_table
+from dada import dada_config, dada_official, op_table, policy_table
 from dada.models import wide_resnet
 from experiments import command_line, datasets, search_loop, search_run
 
@@ -37,7 +37,7 @@ flags.DEFINE_string("search_space", None, "Default: strength; dada in the offici
 flags.DEFINE_list("extra_ops", [], "Ops without magnitude to add to the search space.")
 flags.DEFINE_enum("policy_space", "pairs", ("pairs", "slots"), "What the policy is made of.")
 flags.DEFINE_enum("draws", None, ("image", "batch"), "What shares one draw. Default: image; official: batch.")
-flags.DEFINE_enum("estimator", "relax", dada_search.ESTIMATORS, "Estimator of the policy gradient.")
+flags.DEFINE_enum("estimator", "relax", dada_config.ESTIMATORS, "Estimator of the policy gradient.")
 flags.DEFINE_enum(
     "hypergradient",
     None,
@@ -48,7 +48,7 @@ flags.DEFINE_integer("top_k", 25, "Sub-policies that the policy keeps.", lower_b
 
 flags.DEFINE_integer("epochs", 20, "Passes over the training half.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 128, "Training images per step.", lower_bound=2)
-flags.DEFINE_integer("valid_batch_size", None, "Validation images per step. Default: --batch_size.", lower_bound=1)
+flags.DEFINE_integer("valid_batch_size", None, "Validation images per step; --batch_size.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
 flags.DEFINE_float("weight_decay", 2e-4, "Of the network.", lower_bound=0.0)
 flags.DEFINE_float("clip_norm", 5.0, "Largest norm of the network's gradient.", lower_bound=1e-6)
@@ -57,7 +57,7 @@ flags.DEFINE_float(
     "control_learning_rate", None, "Adam, of RELAX's control variate. Default: 0.01; official: 0.005.",
     lower_bound=0.0,
 )
-flags.DEFINE_float("temperature", None, "Of relaxed samples. Default: 0.5; 1.0 for mixtures.", lower_bound=1e-3)
+flags.DEFINE_float("temperature", None, "Of relaxed samples: 0.5; 1.0 for mixtures.", lower_bound=1e-3)
 flags.DEFINE_float(
     "final_temperature", None, "At the end. Default: --temperature; 0.1 for mixtures.", lower_bound=1e-3
 )
@@ -77,7 +77,7 @@ def resolve_flags() -> dict[str, Any]:
     """Fills in the defaults that depend on other flags; returns all flags of this binary by name."""
     is_official = FLAGS.preset == "official"
     is_mixture = FLAGS.estimator in ("gumbel", "straight_through") and not is_official
-    settings = {field.name: field.default for field in dataclasses.fields(dada_search.Config)}
+    settings = {field.name: field.default for field in dataclasses.fields(dada_config.Config)}
     settings.update(dada_official.SETTINGS if is_official else {})
     temperature = 1.0 if is_mixture else settings["temperature"][0]
     name = f"dada_{pathlib.Path(FLAGS.dataset).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
@@ -127,7 +127,7 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
     size = dataset.train_images.shape[1:3]
     if size[0] != size[1] and "Rotate90" in FLAGS.extra_ops:
         raise ValueError(f"--extra_ops: Rotate90 needs square images, got {size[0]} x {size[1]}")
-    config = dada_search.Config(
+    config = dada_config.Config(
         apply=wide_resnet.apply,
         space=space,
         num_epochs=FLAGS.epochs,

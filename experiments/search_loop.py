@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dada import augment, dada_search, op_table, train_state
+from dada import augment, dada_config, dada_search, op_table, train_state
 
 
 class Data(NamedTuple):
@@ -62,7 +62,7 @@ def _batch(key: jax.Array, data: dada_search.Batch, step: jax.Array, size: int) 
 
 
 def batches(
-    config: dada_search.Config, key: jax.Array, data: Data, step: jax.Array, sizes: tuple[int, int]
+    config: dada_config.Config, key: jax.Array, data: Data, step: jax.Array, sizes: tuple[int, int]
 ) -> Data:
     """Training and validation batch of a step, a pure function of the step.
 
@@ -88,7 +88,7 @@ def plain_step(config, sizes, state, key, data):
         state.train,
         augment.normalize(batch.images, config.mean, config.std),
         batch.labels,
-        dada_search.learning_rate(config, state.train.step),
+        dada_config.learning_rate(config, state.train.step),
         weight_decay=config.weight_decay,
         momentum_decay=config.momentum_decay,
         clip_norm=config.clip_norm,

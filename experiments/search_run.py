@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from dada import dada_search, policy, policy_space, policy_table
+from dada import dada_config, dada_search, policy, policy_space, policy_table
 from dada.models import wide_resnet
 from experiments import command_line, datasets, plot, run_folder, search_loop
 
@@ -17,7 +17,7 @@ from experiments import command_line, datasets, plot, run_folder, search_loop
 class Task(NamedTuple):
     """What to search, apart from the seed."""
 
-    config: dada_search.Config
+    config: dada_config.Config
     model: wide_resnet.Config
     dataset: datasets.Dataset
     data: search_loop.Data
@@ -80,7 +80,8 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, polic
             steps = int(min(config.steps_per_epoch - done % config.steps_per_epoch, total - done))
             compiled = loop.seconds_compile
             start = time.perf_counter()
-            for state, metrics, taken in loop.run(state, key, task.data, steps):
+            for after, metrics, taken in loop.run(state, key, task.data, steps):
+                state = after
                 elapsed = seconds_before + seconds + time.perf_counter() - start
                 elapsed -= loop.seconds_compile - compiled
                 metrics = jax.tree.map(np.asarray, metrics if is_vmapped else _stack([metrics]))
@@ -138,7 +139,7 @@ def _summary(task, folder, state, found):
     names = [row.name for row in config.space.rows]
     lines = run_folder.read_metrics(folder.path)
     last_epoch = lines[-config.steps_per_epoch :]
-    learned = dada_search.distribution(config, state.policy)
+    learned = dada_config.distribution(config, state.policy)
     start = policy_space.init(config.policy_space, len(names))
     summary = {
         "steps": len(lines),

@@ -9,10 +9,11 @@ _FILL = (125, 123, 114)
 
 
 def apply(name, image, value=0.0, center=(0.0, 0.0)):
-    """Applies the op `name` to a uint8 image `[H, W, 3]` at a physical value; returns uint8 `[H, W, 3]`.
+    """Applies the op `name` to a uint8 image `[H, W, 3]` at a physical value; returns the same type.
 
-    TranslateX, TranslateY and Cutout take fractions of the width or height, their *Abs forms pixels; `center`
-    is (row, column) in pixels and used by the cutouts only. Products are formed in float32, as the ops do.
+    TranslateX, TranslateY and Cutout take fractions of the width or height, their *Abs forms
+    pixels; `center` is (row, column) in pixels, for the cutouts only. Fractions become pixels in
+    float32, as in the ops.
     """
     height, width, _ = image.shape
     pixels = {"TranslateX": width, "TranslateY": height, "Cutout": width}.get(name)

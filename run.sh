@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# ./run.sh                a quick DADA search on the embedded real images (about 4 minutes on two cores)
+# ./run.sh search FLAGS   a search with your own flags, for example --flagfile=experiments/flags/planted.flags
+# ./run.sh verify         prints the evidence that the parts do what they say (two minutes)
+# ./run.sh test           the tests
+# The first call makes .venv and installs requirements.txt; PYTHON=python3.12 ./run.sh picks the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+if ! cmp -s requirements.txt .venv/installed-requirements.txt; then
+  "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python ./run.sh picks one" >&2; exit 2; }
+  "${PYTHON:-python3}" -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+  cp requirements.txt .venv/installed-requirements.txt
+fi
+
+verb="${1:-quick}"
+[ $# -eq 0 ] || shift
+case "$verb" in
+  quick)
+    exec .venv/bin/python -m experiments.search --flagfile=experiments/flags/dada_quick.flags \
+      --run_dir="runs/quick_$(date +%Y%m%d_%H%M%S)" "$@" ;;
+  search | plot | verify) exec .venv/bin/python -m "experiments.$verb" "$@" ;;
+  test) exec .venv/bin/python -m pytest "$@" ;;
+  *) echo "error: got '$verb', expected quick, search, plot, verify or test" >&2; exit 2 ;;
+esac

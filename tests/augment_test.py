@@ -1,0 +1,318 @@
+"""Tests of dada.augment: Pillow is the oracle of every path; the fixed augmentations meet plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pillow_reference
+import pytest
+
+from dada import augment, fast_path, op_table
+from dada.sampling import Draws
+
+_OPS = op_table.OPS
+_RANGES = {row.name: (row.low, row.high) for row in op_table.search_space("autoaugment").rows}
+# Beyond the search spaces: cutouts of negative side, posterize of no bit, extrapolating enhancers.
+_RANGES |= {
+    "Cutout": (-0.05, 0.6),
+    "CutoutAbs": (-2.0, 20.0),
+    "Posterize": (0.0, 8.5),
+    "Contrast": (-0.5, 2.5),
+    "Sharpness": (-0.5, 2.5),
+    "Rotate": (-200.0, 200.0),
+}
+
+_apply = jax.jit(augment.apply_draws)
+
+
+def _images(rng, count, size):
+    """Noise, narrow histograms with constant channels among them, and smooth ramps."""
+    noise = rng.integers(0, 256, (count, *size, 3))
+    low, width = rng.integers(0, 200, (2, count, 1, 1, 3))
+    narrow = low + noise % (width % 56 + 1)
+    row, column = np.mgrid[: size[0], : size[1]]
+    ramp = (5 * column + 3 * row)[..., None] * np.array([1, 2, 3]) + low
+    kind = (np.arange(count) % 3)[:, None, None, None]
+    return np.choose(kind, [noise, narrow, ramp % 256]).astype(np.uint8)
+
+
+def _draws(rng, op, size):
+    low, high = np.array([_RANGES.get(name, (0.0, 1.0)) for name in _OPS], np.float32)[op].T
+    value = (low + rng.random(op.shape[::-1]) * (high - low)).T
+    center = rng.random((*op.shape, 2)) * size
+    return Draws(op.astype(np.int32), value.astype(np.float32), center.astype(np.float32))
+
+
+def _pillow(images, draws):
+    results = []
+    for image, *draw in zip(images, *draws, strict=True):
+        for op, value, center in zip(*draw, strict=True):
+            image = pillow_reference.apply(_OPS[op], image, value, center)
+        results.append(image)
+    return np.stack(results)
+
+
+def _op_ids(size):
+    square = size[0] == size[1]
+    return np.array([i for i, name in enumerate(_OPS) if square or name != "Rotate90"])
+
+
+def _assert_same_pixels(got, expected, draws):
+    wrong = (np.asarray(got) != expected).any((1, 2, 3))
+    chains = [[(_OPS[o], float(v)) for o, v in zip(*pair)] for pair in zip(draws.op, draws.value)]
+    assert not wrong.any(), [chain for chain, bad in zip(chains, wrong) if bad]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (5, 7), (2, 3), (96, 128)])
+def test_every_op_equals_pillow(size):
+    rng = np.random.default_rng(0)
+    repeats = 4 if max(size) > 32 else 25
+    op = np.repeat(_op_ids(size), repeats)[:, None]
+    images, draws = _images(rng, len(op), size), _draws(rng, op, size)
+    _assert_same_pixels(_apply(images, draws), _pillow(images, draws), draws)
+
+
+def test_large_image_equals_pillow():
+    rng = np.random.default_rng(1)
+    op = _op_ids((224, 224))[:, None]
+    images, draws = _images(rng, len(op), (224, 224)), _draws(rng, op, (224, 224))
+    _assert_same_pixels(_apply(images, draws), _pillow(images, draws), draws)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (5, 7)])
+def test_chains_equal_pillow(size):
+    rng = np.random.default_rng(2)
+    op = rng.choice(_op_ids(size), (320, 3))
+    op[np.arange(320)[:, None] % 3 < np.arange(3)] = 0  # 1, 2 or 3 ops per image
+    images, draws = _images(rng, len(op), size), _draws(rng, op, size)
+    _assert_same_pixels(_apply(images, draws), _pillow(images, draws), draws)
+
+
+@pytest.mark.parametrize("batch", [1, 9])
+def test_small_batches_of_one_op_equal_pillow(batch):
+    rng = np.random.default_rng(batch)
+    op = np.full((batch, 2), _OPS.index("Equalize"))
+    op[:, 0] = _OPS.index("Rotate")
+    images, draws = _images(rng, batch, (32, 32)), _draws(rng, op, (32, 32))
+    _assert_same_pixels(_apply(images, draws), _pillow(images, draws), draws)
+
+
+def test_identity_and_no_ops_leave_the_images():
+    rng = np.random.default_rng(3)
+    images = _images(rng, 10, (32, 32))
+    for op in (np.zeros((10, 2), int), np.zeros((10, 0), int)):
+        np.testing.assert_array_equal(_apply(images, _draws(rng, op, (32, 32))), images)
+
+
+def test_schedule_of_accelerators_gives_the_same_pixels():
+    rng = np.random.default_rng(4)
+    op = np.repeat(np.arange(len(_OPS)), 6)[:, None]
+    images, draws = _images(rng, len(op), (32, 32)), _draws(rng, op, (32, 32))
+
+    def dense(images, draws):
+        slot = [leaf[:, 0] for leaf in draws]
+        pixels = fast_path._dense((32, 32), fast_path._pack(images), *slot)
+        return fast_path._unpack(pixels, (32, 32))
+
+    _assert_same_pixels(jax.jit(dense)(images, draws), _pillow(images, draws), draws)
+
+
+def test_images_divided_over_devices_give_the_same_pixels():
+    rng = np.random.default_rng(5)
+    op = rng.integers(0, len(_OPS), (64, 2))
+    images, draws = _images(rng, 64, (32, 32)), _draws(rng, op, (32, 32))
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    over_batch = jax.NamedSharding(mesh, jax.P("batch"))
+    divided = _apply(*jax.device_put((images, draws), over_batch))
+    np.testing.assert_array_equal(divided, _apply(images, draws))
+
+    per_device = jax.shard_map(
+        augment.apply_draws,
+        mesh=mesh,
+        in_specs=jax.P("batch"),
+        out_specs=jax.P("batch"),
+        check_vma=False,
+    )
+    compiled = jax.jit(per_device).lower(*jax.device_put((images, draws), over_batch)).compile()
+    np.testing.assert_array_equal(compiled(*jax.device_put((images, draws), over_batch)), divided)
+    assert not any(word in compiled.as_text() for word in ("all-reduce", "all-gather", "all-to-all"))
+
+
+def test_differentiable_path_has_the_same_pixels():
+    rng = np.random.default_rng(7)
+    op = np.concatenate([np.arange(len(_OPS))[:, None].repeat(2, 1), rng.integers(0, 25, (75, 2))])
+    images, draws = _images(rng, len(op), (28, 28)), _draws(rng, op, (28, 28))
+    smooth = jax.jit(augment.apply_draws_differentiable, static_argnums=2)(
+        images.astype(np.float32) / 255, draws, tuple(range(len(_OPS)))
+    )
+    levels = np.asarray(smooth) * 255
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
+    _assert_same_pixels(np.round(levels).astype(np.uint8), _pillow(images, draws), draws)
+    np.testing.assert_array_equal(np.round(levels), _apply(images, draws))
+
+
+def test_differentiable_path_has_the_gradient_of_the_ops():
+    rng = np.random.default_rng(8)
+    op_ids = tuple(_OPS.index(name) for name in ("Identity", "ShearX", "Brightness", "Cutout"))
+    op = np.array([[op_ids[1], op_ids[2]], [op_ids[3], 0], [op_ids[2], op_ids[3]]])
+    draws = _draws(rng, op, (12, 12))
+    draws = draws._replace(value=np.abs(draws.value).astype(np.float32))
+    images = (_images(rng, 3, (12, 12)) / 255).astype(np.float32)
+    weights = rng.normal(size=images.shape).astype(np.float32)
+
+    def batched(images, value):
+        augmented = augment.apply_draws_differentiable(images, draws._replace(value=value), op_ids)
+        return jnp.sum(weights * augmented)
+
+    def one_by_one(images, value):
+        total = 0.0
+        for i, image in enumerate(images):
+            for k in range(2):
+                image = op_table.apply_op(_OPS[op[i, k]], image, value[i, k], draws.center[i, k])
+            total += jnp.sum(weights[i] * image)
+        return total
+
+    got = jax.jit(jax.grad(batched, (0, 1)))(images, draws.value)
+    expected = jax.jit(jax.grad(one_by_one, (0, 1)))(jnp.asarray(images), jnp.asarray(draws.value))
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(got[1], expected[1], rtol=1e-3, atol=1e-4)
+    applied = op != 0
+    assert (np.asarray(got[1])[applied] != 0).all() and (np.asarray(got[1])[~applied] == 0).all()
+
+
+def test_differentiable_path_ignores_ops_that_were_not_announced():
+    images = np.full((1, 8, 8, 3), 0.2, np.float32)
+    draws = Draws(
+        np.full((1, 1), _OPS.index("Invert"), np.int32),
+        np.zeros((1, 1), np.float32),
+        np.zeros((1, 1, 2), np.float32),
+    )
+    only = augment.apply_draws_differentiable(images, draws, (0, _OPS.index("Blur")))
+    np.testing.assert_array_equal(only, images)
+
+
+def test_normalize():
+    images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
+    mean, std = (0.5, 0.2, 0.0), (0.5, 2.0, 4.0)
+    expected = np.array([-1.0, 0.0, 0.25]).reshape(1, 1, 1, 3)
+    np.testing.assert_allclose(augment.normalize(images, mean, std), expected, atol=1e-7)
+    fractions = (images / np.float32(255)).astype(jnp.bfloat16)
+    low = augment.normalize(fractions, mean, std)
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(np.float32), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_random_crop_is_one_of_the_crops_and_every_crop_occurs(dtype, padding):
+    images = np.random.default_rng(9).integers(1, 256, (400, 6, 5, 3)).astype(dtype)
+    cropped = augment.random_crop(jax.random.key(0), images, padding)
+    assert cropped.dtype == dtype and cropped.shape == images.shape
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    seen = set()
+    for before, after in zip(padded, np.asarray(cropped)):
+        matches = [
+            (top, left)
+            for top in range(2 * padding + 1)
+            for left in range(2 * padding + 1)
+            if (before[top : top + 6, left : left + 5] == after).all()
+        ]
+        assert len(matches) == 1
+        seen.update(matches)
+    assert len(seen) == (2 * padding + 1) ** 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_random_flip_mirrors_half_of_the_images(dtype):
+    images = np.random.default_rng(10).integers(0, 256, (400, 4, 5, 3)).astype(dtype)
+    flipped = np.asarray(augment.random_flip(jax.random.key(1), images))
+    assert flipped.dtype == dtype
+    mirrored = [(after == before[:, ::-1]).all() for before, after in zip(images, flipped)]
+    kept = [(after == before).all() for before, after in zip(images, flipped)]
+    assert all(np.array(mirrored) ^ np.array(kept))
+    assert abs(np.mean(mirrored) - 0.5) < 4 * 0.5 / np.sqrt(400)
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 5])
+def test_random_cutout_is_one_of_the_squares_and_every_centre_occurs(length):
+    height, width = 6, 7
+    images = np.random.default_rng(11).uniform(1, 2, (1000, height, width, 3)).astype(np.float32)
+    cut = np.asarray(augment.random_cutout(jax.random.key(2), images, length))
+    assert cut.dtype == images.dtype
+    masks = {}
+    for y in range(height):
+        for x in range(width):
+            mask = np.zeros((height, width), bool)
+            mask[max(0, y - length // 2) : y + length // 2, max(0, x - length // 2) : x + length // 2] = 1
+            masks.setdefault(mask.tobytes(), (y, x))
+    seen = set()
+    for before, after in zip(images, cut):
+        removed = (after == 0).all(-1)
+        assert (after[~removed] == before[~removed]).all()
+        seen.add(removed.tobytes())
+    assert seen == set(masks)
+
+
+def test_fixed_augmentations_divided_over_devices_equal_one_device():
+    images = np.random.default_rng(12).uniform(size=(16, 8, 8, 3)).astype(np.float32)
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    divided = jax.device_put(images, jax.NamedSharding(mesh, jax.P("batch")))
+
+    @jax.jit
+    def run(images):
+        crop, flip, cutout = jax.random.split(jax.random.key(3), 3)
+        images = augment.random_flip(flip, augment.random_crop(crop, images))
+        return augment.random_cutout(cutout, images, 4)
+
+    np.testing.assert_array_equal(run(divided), run(images))
+
+
+def _good_call():
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    draws = _draws(np.random.default_rng(0), np.zeros((2, 1), int), (8, 8))
+    return images, draws
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (lambda i, d: (i.astype(np.float32), d), TypeError, "float32, expected uint8"),
+        (lambda i, d: (i[0], d), ValueError, r"expected \[B, H, W, 3\]"),
+        (lambda i, d: (i[..., :1], d), ValueError, r"expected \[B, H, W, 3\]"),
+        (lambda i, d: (np.zeros((2, 1, 20000, 3), np.uint8), d), ValueError, "H \\+ W"),
+        (lambda i, d: (i, d._replace(op=d.value)), TypeError, "draws.op"),
+        (lambda i, d: (i, d._replace(value=d.op)), TypeError, "draws.value"),
+        (lambda i, d: (i[:1], d), ValueError, r"expected \[1, K\]"),
+        (lambda i, d: (i, d._replace(op=d.op[:, 0])), ValueError, "draws.op"),
+        (lambda i, d: (i, d._replace(center=d.center[..., 0])), ValueError, "center"),
+    ],
+)
+def test_apply_draws_names_what_is_wrong(change, error, text):
+    with pytest.raises(error, match=text):
+        augment.apply_draws(*change(*_good_call()))
+
+
+@pytest.mark.parametrize("op_ids", [(1, 2), (0, 1, 1), (0, len(_OPS)), (0, -1)])
+def test_differentiable_path_refuses_bad_op_ids(op_ids):
+    images, draws = _good_call()
+    with pytest.raises(ValueError, match="op_ids"):
+        augment.apply_draws_differentiable(images.astype(np.float32), draws, op_ids)
+    with pytest.raises(TypeError, match="uint8, expected float32"):
+        augment.apply_draws_differentiable(images, draws, (0,))
+
+
+def test_fixed_augmentations_name_what_is_wrong():
+    images, key = np.zeros((2, 8, 8, 3), np.uint8), jax.random.key(0)
+    with pytest.raises(TypeError, match="typed key"):
+        augment.random_flip(jax.random.PRNGKey(0), images)
+    with pytest.raises(ValueError, match="one key"):
+        augment.random_flip(jax.random.split(key), images)
+    with pytest.raises(ValueError, match=r"\[B, H, W, C\]"):
+        augment.random_crop(key, images[0])
+    with pytest.raises(ValueError, match="padding"):
+        augment.random_crop(key, images, -1)
+    with pytest.raises(ValueError, match="length"):
+        augment.random_cutout(key, images, -1)
+    with pytest.raises(ValueError, match="mean"):
+        augment.normalize(images, (0.5,), (1.0, 1.0, 1.0))
+    with pytest.raises(TypeError, match="int32"):
+        augment.normalize(images.astype(np.int32), (0.5,) * 3, (1.0,) * 3)
