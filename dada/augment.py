@@ -11,6 +11,8 @@ Copy alone: with sampling.py, fast_path.py, op_table.py and what they import; no
 random_flip and random_cutout need none of these.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -55,21 +57,23 @@ def apply_draws(images: chex.Array, draws: Draws) -> chex.Array:
 def apply_draws_differentiable(
     images: chex.Array, draws: Draws, op_ids: tuple[int, ...]
 ) -> chex.Array:
-    """Applies to every image its own K ops; same pixels as `apply_draws`, with gradients.
+    """Applies to every image its own K ops; same pixels as `apply_draws`, with gradients to the values.
 
-    Every image pays for every op of `op_ids` in every slot, so pass the ops of the search space only.
+    The derivative of every image with respect to each of its K values is computed forwards, with the
+    image, and enters as x + sum_k (dx/dvalue_k) (value_k - stop_gradient(value_k)): no residuals of ops
+    are stored, and the rest of a search needs no derivative of ops in reverse.
 
     Args:
-      images: float32 [B, H, W, 3] in [0, 1], holding k/255.
+      images: float32 [B, H, W, 3] in [0, 1], holding k/255; constants.
       draws: op int [B, K], value float [B, K], center float [B, K, 2]. Ops are traced, so a draw whose
         op is not in `op_ids` cannot be refused: it does nothing.
-      op_ids: static; the op ids that draws may hold, 0 (Identity) among them.
+      op_ids: static; the op ids that draws may hold, 0 (Identity) among them. On an accelerator every
+        image pays for every one of them, so pass the ops of the search space only.
 
     Returns:
       float32 [B, H, W, 3].
 
-    Gradient: to draws.value and images, through the surrogates that the ops declare; none to op and
-      center.
+    Gradient: to draws.value, through the surrogates that the ops declare; none to images, op and center.
 
     Raises:
       TypeError: images are not float32, or a draw has the wrong kind of number.
@@ -91,17 +95,31 @@ def apply_draws_differentiable(
         for op in op_ids
     ]
 
-    def augment_one(image, *slots):
-        # A scan, not a Python loop: the unrolled gradient takes twice the time to compile and, on
-        # CPU, several times the time to run.
-        def step(image, slot):
-            branch, value, center = slot
-            return jax.lax.switch(branch, branches, image, value, center), None
+    def augment_one(per_image):
+        image, branch, value, center = per_image
 
-        return jax.lax.scan(step, image, slots)[0]
+        def chain(value):
+            def step(image, slot):
+                return jax.lax.switch(slot[0], branches, image, *slot[1:]), None
 
-    branch = jnp.asarray(branch_of_op)[draws.op]
-    return jax.vmap(augment_one)(images, branch, draws.value, draws.center)
+            return jax.lax.scan(step, image, (branch, value, center))[0]
+
+        # One tangent per value; the image itself is computed once.
+        return jax.vmap(lambda tangent: jax.jvp(chain, (value,), (tangent,)), out_axes=(None, 0))(
+            jnp.eye(value.shape[0], dtype=value.dtype)
+        )
+
+    value = jax.lax.stop_gradient(draws.value)
+    per_image = (images, jnp.asarray(branch_of_op)[draws.op], value, draws.center)
+    # One image after the other runs only the ops that were drawn, which is right on a CPU.
+    augmented, slopes = jax.lax.stop_gradient(
+        jax.lax.platform_dependent(
+            per_image,
+            cpu=functools.partial(jax.lax.map, augment_one),
+            default=jax.vmap(augment_one),
+        )
+    )
+    return augmented + jnp.einsum("bk...,bk->b...", slopes, draws.value - value)
 
 
 def normalize(images: chex.Array, mean: chex.Array, std: chex.Array) -> chex.Array:

@@ -52,16 +52,15 @@ def _straight_through(soft):
 
 
 def _checked(name, value):
-    value = jnp.asarray(value)
+    # A copy, as jax 0.10 fails under jit on numpy arrays that vmap hands to a custom_jvp.
+    value = jnp.array(value)
     if name == "image":
         if value.dtype != jnp.float32:
             raise TypeError(f"image: expected float32, got {value.dtype}")
         if value.ndim != 3 or value.shape[-1] != 3 or value.size == 0:
             raise ValueError(f"image: expected shape [H, W, 3], got {value.shape}")
         return value
-    if not jnp.issubdtype(value.dtype, jnp.floating) and not jnp.issubdtype(
-        value.dtype, jnp.integer
-    ):
+    if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         raise TypeError(f"{name}: expected a real number, got {value.dtype}")
     if value.ndim != 0:
         raise ValueError(f"{name}: expected a scalar, got shape {value.shape}")
@@ -74,7 +73,7 @@ def _levels(image):
 
 
 def _unit(levels):
-    """float32(k) / 255. The first product is exact: the sum rounds as the quotient, fused or not."""
+    """float32(k) / 255: the first product is exact, so the sum rounds as the quotient would."""
     return levels * np.float32(1 / 256) + levels * np.float32(1 / 65280)
 
 
@@ -331,7 +330,7 @@ def _smooth_levels(level):
 
 @_straight_through(lambda image, factor: _soft_blend(_soft_smooth(image), image, factor))
 def sharpness(image, factor):
-    """Blends with the smooth image d (`ImageEnhance.Sharpness`): trunc(d + factor * (k - d)), clipped.
+    """Blends with `smooth` (`ImageEnhance.Sharpness`): trunc(d + factor * (k - d)), clipped.
 
     Args:
         image: float32 `[H, W, 3]`, levels / 255.

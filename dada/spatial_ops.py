@@ -46,16 +46,15 @@ _SLOPE_REST = (_SLOPE - _SLOPE_COARSE).astype(np.float32)
 
 
 def _checked(name, value):
-    value = jnp.asarray(value)
+    # A copy, as jax 0.10 fails under jit on numpy arrays that vmap hands to a custom_jvp.
+    value = jnp.array(value)
     if name == "image":
         if value.dtype != jnp.float32:
             raise TypeError(f"image: expected float32, got {value.dtype}")
         if value.ndim != 3 or value.shape[-1] != 3 or value.size == 0:
             raise ValueError(f"image: expected shape [H, W, 3], got {value.shape}")
         return value
-    if not jnp.issubdtype(value.dtype, jnp.floating) and not jnp.issubdtype(
-        value.dtype, jnp.integer
-    ):
+    if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
     shape = (2,) if name == "center" else ()
     if value.shape != shape:
@@ -63,12 +62,12 @@ def _checked(name, value):
     return value.astype(jnp.float32)
 
 
-def _differentiable(tangent):
-    """Gives a function the tangent `tangent(function, primals, tangents)` and its own value."""
+def _straight_through(soft):
+    """Gives a function the tangent of `soft`, which takes the same arguments."""
 
-    def decorate(function):
-        op = jax.custom_jvp(function)
-        op.defjvp(lambda primals, tangents: (op(*primals), tangent(op, primals, tangents)))
+    def decorate(hard):
+        op = jax.custom_jvp(hard)
+        op.defjvp(lambda primals, tangents: (op(*primals), jax.jvp(soft, primals, tangents)[1]))
         return op
 
     return decorate
@@ -94,10 +93,19 @@ def _grid(image):
     return jnp.arange(image.shape[0])[:, None], jnp.arange(image.shape[1])[None, :]
 
 
-def _slope(image, rows, columns, down, right):
-    """Mean slope of both sides of whole positions along (down, right)."""
-    ahead = _gather(image, rows + down, columns + right)
-    return 0.5 * (ahead - _gather(image, rows - down, columns - right))
+def _sample(image, rows, columns, motions):
+    """Pixels at whole positions `[H, W]`, as smooth functions of motions about them.
+
+    `motions` are pairs of an image axis and the real source position along it: only its tangent
+    counts. The slopes are gathered along with the pixels, so that their transpose scatters once.
+    """
+    padded = jnp.pad(image, ((2, 2), (2, 2), (0, 0)))
+    slopes = [0.5 * (jnp.roll(padded, -1, axis) - jnp.roll(padded, 1, axis)) for axis, _ in motions]
+    stacked = jnp.concatenate([padded, *slopes], axis=-1)[1:-1, 1:-1]
+    pixels, *slopes = jnp.split(_gather(stacked, rows + 1, columns + 1), 1 + len(motions), axis=-1)
+    for slope, (_, position) in zip(slopes, motions):
+        pixels += slope * (position - jax.lax.stop_gradient(position))[..., None]
+    return pixels
 
 
 def _shear_positions(image, shear):
@@ -108,15 +116,12 @@ def _shear_positions(image, shear):
     return rows, columns + ((offset + _round_half_up(shear * 65536.0) * rows) >> 16)
 
 
-def _shear_tangent(op, primals, tangents):
-    (image, shear), (image_dot, shear_dot) = primals, tangents
+def _soft_shear(image, shear):
     rows, columns = _shear_positions(image, shear)
-    motion = shear_dot * (rows + 0.5)
-    # The op is linear in the image.
-    return op(image_dot, shear) + _slope(image, rows, columns, 0, 1) * motion[..., None]
+    return _sample(image, rows, columns, [(1, shear * (rows + 0.5))])
 
 
-@_differentiable(_shear_tangent)
+@_straight_through(_soft_shear)
 def _shear_columns(image, shear):
     return _gather(image, *_shear_positions(image, shear))
 
@@ -127,13 +132,12 @@ def _translate_positions(image, pixels):
     return rows, columns + _round_half_up(jnp.clip(pixels, -bound, bound))
 
 
-def _translate_tangent(op, primals, tangents):
-    (image, pixels), (image_dot, pixels_dot) = primals, tangents
+def _soft_translate(image, pixels):
     rows, columns = _translate_positions(image, pixels)
-    return op(image_dot, pixels) + _slope(image, rows, columns, 0, 1) * pixels_dot
+    return _sample(image, rows, columns, [(1, pixels)])
 
 
-@_differentiable(_translate_tangent)
+@_straight_through(_soft_translate)
 def _translate_columns(image, pixels):
     return _gather(image, *_translate_positions(image, pixels))
 
@@ -241,24 +245,16 @@ def _rotate_positions(image, degrees):
     )
 
 
-def _rotate_tangent(op, primals, tangents):
-    (image, degrees), (image_dot, degrees_dot) = primals, tangents
-    rows, columns = _rotate_positions(image, degrees)
+def _soft_rotate(image, degrees):
     y, x = _grid(image)
     y, x = y - 0.5 * (image.shape[0] - 1), x - 0.5 * (image.shape[1] - 1)
     radians = degrees * np.float32(np.pi / 180)
-    radians_dot = degrees_dot * np.float32(np.pi / 180)
     cosine, sine = jnp.cos(radians), jnp.sin(radians)
-    row_motion = (cosine * x - sine * y) * radians_dot
-    column_motion = -(sine * x + cosine * y) * radians_dot
-    return (
-        op(image_dot, degrees)
-        + _slope(image, rows, columns, 1, 0) * row_motion[..., None]
-        + _slope(image, rows, columns, 0, 1) * column_motion[..., None]
-    )
+    motions = [(0, sine * x + cosine * y), (1, cosine * x - sine * y)]
+    return _sample(image, *_rotate_positions(image, degrees), motions)
 
 
-@_differentiable(_rotate_tangent)
+@_straight_through(_soft_rotate)
 def _rotate(image, degrees):
     return _gather(image, *_rotate_positions(image, degrees))
 
@@ -344,11 +340,7 @@ def _soft_cutout(image, side_pixels, center):
     return image + covered * (_CUTOUT_COLOR - image)
 
 
-def _cutout_tangent(_, primals, tangents):
-    return jax.jvp(_soft_cutout, primals, tangents)[1]
-
-
-@_differentiable(_cutout_tangent)
+@_straight_through(_soft_cutout)
 def _cutout(image, side_pixels, center):
     height, width, _ = image.shape
     rows = _window(height, side_pixels, center[0])

@@ -45,7 +45,9 @@ def curves(title, metrics, op_names, initial_mass, planted=None):
         for split, color in (("train", figure_style.TRAIN), ("valid", figure_style.VALID)):
             label = "training" if split == "train" else "validation"
             _noisy_line(axes[name], steps, metrics[f"{split}_{name}"], color, label)
-        axes[name].legend(labelcolor="linecolor", loc="best", handlelength=1.2)
+    # Above both panels, where it cannot cover a line.
+    handles = axes["loss"].get_legend_handles_labels()
+    upper.legend(*handles, loc="outside upper right", ncols=2, handlelength=1.2)
     axes["loss"].set(title="Loss of a batch", ylabel="cross-entropy (nats)")
     axes["accuracy"].set(title="Accuracy on a batch", ylabel="share correct")
 
@@ -122,7 +124,7 @@ def learned_policy(title, space, distribution, is_pairs, policy_mass, initial_ma
     mass = np.sum(entries[0] * entries[1], axis=0)
     order = np.argsort(-mass, kind="stable")
     names = [space.rows[index].name for index in order]
-    bars_height = 1.3 + 0.19 * num_ops
+    bars_height = 1.5 + 0.19 * num_ops
     map_height = 1.2 + 0.23 * num_ops
     height = bars_height + (map_height if is_pairs else 0)
     figure = _figure(title, height)
@@ -132,7 +134,8 @@ def learned_policy(title, space, distribution, is_pairs, policy_mass, initial_ma
     else:
         upper = figure
     bars, application, level = upper.subplots(1, 3, sharey=True, width_ratios=[1.4, 1, 1.15])
-    _mass_bars(bars, names, mass[order], policy_mass[order], initial_mass[order], planted)
+    handles = _mass_bars(bars, names, mass[order], policy_mass[order], initial_mass[order], planted)
+    upper.legend(handles=handles, loc="outside lower left", ncols=3, handlelength=1)
 
     shares, probabilities, levels = (array[:, order] for array in entries)
     over = "10–90% of pairs" if is_pairs else "10–90% of slots"
@@ -171,8 +174,8 @@ def _mass_bars(axes, names, mass, policy_mass, initial_mass, planted):
     )
     axes.set_yticks(lines, [f"{name} (planted)" if name == planted else name for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.legend(handles=[bars, file, start], loc="lower right", handlelength=0.8)
     axes.set(title="Op mass", xlabel="expected applications per image")
+    return bars, file, start
 
 
 def _dots(axes, spread, shown):

@@ -159,24 +159,23 @@ def test_differentiable_path_has_the_gradient_of_the_ops():
     images = (_images(rng, 3, (12, 12)) / 255).astype(np.float32)
     weights = rng.normal(size=images.shape).astype(np.float32)
 
-    def batched(images, value):
+    def batched(value):
         augmented = augment.apply_draws_differentiable(images, draws._replace(value=value), op_ids)
         return jnp.sum(weights * augmented)
 
-    def one_by_one(images, value):
+    def one_by_one(value):
         total = 0.0
-        for i, image in enumerate(images):
+        for i, image in enumerate(jnp.asarray(images)):
             for k in range(2):
                 image = op_table.apply_op(_OPS[op[i, k]], image, value[i, k], draws.center[i, k])
             total += jnp.sum(weights[i] * image)
         return total
 
-    got = jax.jit(jax.grad(batched, (0, 1)))(images, draws.value)
-    expected = jax.jit(jax.grad(one_by_one, (0, 1)))(jnp.asarray(images), jnp.asarray(draws.value))
-    np.testing.assert_allclose(got[0], expected[0], rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(got[1], expected[1], rtol=1e-3, atol=1e-4)
+    got = np.asarray(jax.jit(jax.grad(batched))(draws.value))
+    expected = jax.jit(jax.grad(one_by_one))(jnp.asarray(draws.value))
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
     applied = op != 0
-    assert (np.asarray(got[1])[applied] != 0).all() and (np.asarray(got[1])[~applied] == 0).all()
+    assert (got[applied] != 0).all() and (got[~applied] == 0).all()
 
 
 def test_differentiable_path_ignores_ops_that_were_not_announced():

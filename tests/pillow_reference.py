@@ -1,4 +1,4 @@
-"""What Pillow makes of one 8-bit image: the oracle of the op tests."""
+"""What Pillow makes of one 8-bit image: the oracle of the op tests, and images to ask it about."""
 
 import math
 
@@ -8,8 +8,24 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 _FILL = (125, 123, 114)
 
 
+def images(seed=0):
+    """Returns uint8 images `[H, W, 3]`: noise of 5 sizes, dull noise, 3 constants, two levels."""
+    rng = np.random.default_rng(seed)
+    sizes = ((1, 1), (5, 7), (32, 32), (3, 40), (40, 3))
+    noise = [rng.integers(0, 256, (*size, 3)) for size in sizes]
+    dull = np.clip(rng.normal(110, 25, (32, 32, 3)), 0, 255)
+    flat = [np.full((32, 32, 3), level) for level in (0, 77, 255)]
+    half = np.where(rng.random((32, 32, 3)) < 0.5, 3, 250)
+    return [image.astype(np.uint8) for image in (*noise, dull, *flat, half)]
+
+
+def unit(levels):
+    """Levels as the ops take and return them: float32(k) / 255."""
+    return np.float32(levels) / np.float32(255)
+
+
 def apply(name, image, value=0.0, center=(0.0, 0.0)):
-    """Applies the op `name` to a uint8 image `[H, W, 3]` at a physical value; returns the same type.
+    """Applies the op `name` to a uint8 image `[H, W, 3]` at a physical value; returns another.
 
     TranslateX, TranslateY and Cutout take fractions of the width or height, their *Abs forms
     pixels; `center` is (row, column) in pixels, for the cutouts only. Fractions become pixels in
