@@ -242,6 +242,8 @@ def step(
         chex.assert_equal_shape_prefix([batch.images, batch.labels], 1)
         chex.assert_type([batch.images, batch.labels], [jnp.uint8, jnp.int32])
     found, train, metrics = gradients(config, state, train_batch, valid_batch, axis_name)
+    if config.preset == "corrected":
+        found = policy_space.share_between_pairs(found[0], len(config.space.rows)), found[1]
     updates, optimizer = _optimizer(config).update(found, state.optimizer)
     new_policy, control = optax.apply_updates((state.policy, state.control), updates)
     starts_epoch = state.train.step % config.steps_per_epoch == 0

@@ -194,6 +194,37 @@ def features(latents: Latents, draw: Draw, temperature: jax.Array) -> jax.Array:
     return jnp.concatenate([weights.ravel(), (row_weight[:, None] * bits).ravel()])
 
 
+def share_between_pairs(gradient: Parameters, num_ops: int) -> Parameters:
+    """Lets pairs that have an op in common learn from each other's draws.
+
+    With A [N, M] the membership of ops in pairs, g_w + A A^T g_w is the change of the pair logits under a
+    gradient step on (w', q) when they are written as w = w' + A q, with one number q for each op; levels and
+    application logits likewise. It preconditions the gradient of `pairs`: the same stationary points and
+    the same distributions, reached in fewer draws, since an op is in M - 1 pairs. `slots` stays as it is.
+
+    Args:
+      gradient: in the shapes of the parameters.
+      num_ops: M.
+
+    Returns:
+      The same shapes.
+    """
+    if not _is_pairs(gradient):
+        return gradient
+    table = jnp.asarray(pair_table(num_ops))
+
+    def shared(per_entry):
+        return jnp.zeros(num_ops).at[table].add(per_entry)[table]
+
+    logits = gradient.op[0, 0]
+    both = jnp.broadcast_to(logits[:, None], table.shape)
+    return Parameters(
+        op=(logits + shared(both).sum(-1))[None, None],
+        application=gradient.application + shared(gradient.application),
+        level=gradient.level + shared(gradient.level),
+    )
+
+
 def op_mass(parameters: Parameters, num_ops: int) -> jax.Array:
     """Expected number of applications of each op to one image, [number of ops]."""
     probabilities = jax.nn.softmax(parameters.op)

@@ -45,11 +45,11 @@ def assert_same(got, wanted, about):
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_op_without_value_equals_pillow(name):
-    op, jitted = PLAIN[name], jax.jit(PLAIN[name])
+    jitted = jax.jit(PLAIN[name])
     for levels, image in zip(IMAGES, UNIT):
         wanted = pillow_reference.apply(name, levels)
         assert_same(jitted(image), wanted, (name, levels.shape))
-        assert_same(op(image), wanted, (name, levels.shape, "eager"))
+    assert_same(PLAIN[name](UNIT[2]), pillow_reference.apply(name, IMAGES[2]), (name, "eager"))
 
 
 @pytest.mark.parametrize("name", VALUED)
@@ -131,7 +131,9 @@ def test_descent_finds_the_factor(name):
 
 
 def directional(op, image, value, image_dot, value_dot):
-    return np.asarray(jax.jvp(op, (image, value), (image_dot, np.float32(value_dot)))[1])
+    return np.asarray(
+        jax.jvp(op, (image, np.float32(value)), (image_dot, np.float32(value_dot)))[1]
+    )
 
 
 def test_gradients_of_the_enhancers_are_those_of_the_blend():
