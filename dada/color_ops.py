@@ -111,6 +111,8 @@ def _shortfalls():
 
 
 _SHORTFALLS = _shortfalls()
+# A table, as the while loop of jnp.gcd does not pass shard_map's check of replication.
+_DIVISORS = np.gcd(255, np.arange(256)).astype(np.float32)
 
 
 @_straight_through(_soft_auto_contrast)
@@ -130,7 +132,7 @@ def auto_contrast(image):
     # The half keeps the rounded quotient clear of whole numbers, from which others keep 1/255.
     quotient = jnp.floor((255.0 * (level - lo) + 0.5) / span)
     whole = quotient * span == 255.0 * (level - lo)
-    divisor = jnp.gcd(255, span.astype(jnp.int32)).astype(jnp.float32)
+    divisor = jnp.asarray(_DIVISORS)[span.astype(jnp.int32)]
     j = jnp.round(quotient * divisor * np.float32(1 / 255)).astype(jnp.int32)
     bits = jnp.asarray(_SHORTFALLS)[lo.astype(jnp.int32), hi.astype(jnp.int32)]
     short = whole & (j <= 17) & ((bits >> jnp.minimum(j, 17)) & 1 == 1)

@@ -157,16 +157,17 @@ def _geometry(size, pixels, op, value, center):
     def shift(name, extent):
         # One pixel beyond the extent all is black: the bound keeps the product below 2**31.
         def whole(move):
-            return _round_half_up(jnp.clip(move, -extent - 1.0, extent + 1.0)) * one
+            return spatial_ops.round_half_up(jnp.clip(move, -extent - 1.0, extent + 1.0)) * one
 
         return only(name, whole(value * extent)) + only(name + "Abs", whole(value))
 
     # The source of pixel (x, y) is (a x + b y + c, d x + e y + f) >> 16. Each line starts from the
     # identity or from nothing; the half pixel of a shear is rounded together with its offset.
-    cosine, sine, minus_sine, row_start, column_start = spatial_ops._rotation(value, height, width)
+    rotation = spatial_ops.rotation_coefficients(value, height, width)
+    cosine, sine, minus_sine, row_start, column_start = rotation
     # The bound is where all is black, and keeps the products below 2**31.
     shear = jnp.clip(value, -16383 / max(size), 16383 / max(size))
-    slope, offset = _round_half_up(shear * one), _round_half_up(shear * half)
+    slope, offset = spatial_ops.round_half_up(shear * one), spatial_ops.round_half_up(shear * half)
     turn, quarter = op == _ID["Rotate"], op == _ID["Rotate90"]
     mirror_x, mirror_y = only("FlipLR", 1), only("FlipUD", 1)
     straight = 1 - quarter.astype(jnp.int32)
@@ -187,11 +188,6 @@ def _geometry(size, pixels, op, value, center):
     source = jnp.where(inside, row * width + column, 0)
     moved = jnp.take_along_axis(pixels, source, axis=1, mode="promise_in_bounds")
     return jnp.where(inside, moved, 0)
-
-
-def _round_half_up(number):
-    whole = jnp.floor(number)
-    return (whole + (number >= whole + 0.5)).astype(jnp.int32)
 
 
 def _point(size, pixels, op, value, center):

@@ -73,7 +73,7 @@ def _straight_through(soft):
     return decorate
 
 
-def _round_half_up(value):
+def round_half_up(value):
     """floor(value + 1/2) as int32, without rounding the sum."""
     whole = jnp.floor(value)
     return (whole + (value >= whole + 0.5)).astype(jnp.int32)
@@ -112,8 +112,8 @@ def _shear_positions(image, shear):
     rows, columns = _grid(image)
     bound = 32767.0 / image.shape[0]
     shear = jnp.clip(shear, -bound, bound)
-    offset = 32768 + _round_half_up(shear * 32768.0)
-    return rows, columns + ((offset + _round_half_up(shear * 65536.0) * rows) >> 16)
+    offset = 32768 + round_half_up(shear * 32768.0)
+    return rows, columns + ((offset + round_half_up(shear * 65536.0) * rows) >> 16)
 
 
 def _soft_shear(image, shear):
@@ -129,7 +129,7 @@ def _shear_columns(image, shear):
 def _translate_positions(image, pixels):
     rows, columns = _grid(image)
     bound = image.shape[1] + 1.0
-    return rows, columns + _round_half_up(jnp.clip(pixels, -bound, bound))
+    return rows, columns + round_half_up(jnp.clip(pixels, -bound, bound))
 
 
 def _soft_translate(image, pixels):
@@ -214,7 +214,7 @@ def _fixed_sine(step, rest):
     return whole + leading_whole.astype(jnp.int32), fraction
 
 
-def _rotation(degrees, height, width):
+def rotation_coefficients(degrees, height, width):
     """Coefficients (cos, sin, -sin, row offset, column offset) in units of 1/65536, int32."""
     degrees = jnp.clip(degrees, -1e5, 1e5)
     step = jnp.floor(degrees * 8.0 + 0.5)
@@ -228,9 +228,9 @@ def _rotation(degrees, height, width):
     column = 65536 * width - cosine * (width - 1) + sine * (height - 1)
     column_rest = cosine_rest * (width - 1.0) - sine_rest * (height - 1.0)
     return (
-        cosine + _round_half_up(cosine_rest),
-        sine + _round_half_up(sine_rest),
-        _round_half_up(-sine_rest) - sine,
+        cosine + round_half_up(cosine_rest),
+        sine + round_half_up(sine_rest),
+        round_half_up(-sine_rest) - sine,
         (row + 1 - jnp.ceil(row_rest).astype(jnp.int32)) >> 1,
         (column + 1 - jnp.ceil(column_rest).astype(jnp.int32)) >> 1,
     )
@@ -238,7 +238,7 @@ def _rotation(degrees, height, width):
 
 def _rotate_positions(image, degrees):
     rows, columns = _grid(image)
-    cosine, sine, minus_sine, row, column = _rotation(degrees, image.shape[0], image.shape[1])
+    cosine, sine, minus_sine, row, column = rotation_coefficients(degrees, image.shape[0], image.shape[1])
     return (
         (row + sine * columns + cosine * rows) >> 16,
         (column + cosine * columns + minus_sine * rows) >> 16,

@@ -4,7 +4,7 @@ import difflib
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class Interrupted(Exception):
@@ -21,8 +21,6 @@ def _parse(arguments: list[str]) -> list[str]:
         _fail(str(error))
     except OSError as error:  # an unreadable --flagfile
         _fail(f"{error.filename}: {error.strerror}")
-    if len(rest) > 1 and not app.FLAGS.is_parsed():
-        _fail(f"unexpected argument {rest[1]!r}")
     return rest
 
 
@@ -40,6 +38,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     """
 
     def guarded(arguments):
+        logging.set_verbosity(logging.WARNING)
         try:
             main(arguments[1:])
         except (ValueError, TypeError, FileNotFoundError, FileExistsError, Interrupted) as error:

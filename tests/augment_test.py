@@ -130,7 +130,6 @@ def test_images_divided_over_devices_give_the_same_pixels():
         mesh=mesh,
         in_specs=jax.P("batch"),
         out_specs=jax.P("batch"),
-        check_vma=False,
     )
     compiled = jax.jit(per_device).lower(*jax.device_put((images, draws), over_batch)).compile()
     np.testing.assert_array_equal(compiled(*jax.device_put((images, draws), over_batch)), divided)

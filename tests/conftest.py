@@ -8,7 +8,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-from absl import flags  # noqa: E402
+from absl import flags
 
 
 def pytest_configure(config):

@@ -23,7 +23,8 @@ from dada import (
 SIZE, BATCH, CLASSES = 8, 16, 3
 # Few ops, so that the step compiles quickly; "strength" by name, for extraction.
 FULL = op_table.search_space("strength")
-SPACE = FULL._replace(rows=tuple(row for row in FULL.rows if row.name in ("ShearX", "Invert", "Brightness", "Cutout")))
+OPS = ("ShearX", "Invert", "Brightness", "Cutout")
+SPACE = FULL._replace(rows=tuple(row for row in FULL.rows if row.name in OPS))
 
 
 def apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):
@@ -244,7 +245,8 @@ def test_official_relax_is_reinforce_because_its_control_variate_cancels(estimat
     draw = jax.tree.map(lambda leaf: leaf[0], draws)
 
     def mean_loss(params):
-        return jnp.mean(train_state.cross_entropy(apply(params, {}, inputs(state.policy), True)[0], train.labels))
+        logits, _ = apply(params, {}, inputs(state.policy), True)
+        return jnp.mean(train_state.cross_entropy(logits, train.labels))
 
     # By hand, from the released algorithm: no clip in the unroll, h the validation gradient there.
     _, unrolled = unrolled_loss(settings, state, train, valid, inputs(state.policy), clip_norm=None)

@@ -123,7 +123,7 @@ def test_rotation_coefficients_are_those_of_double_precision():
     column = width / 2 - cosine * (width - 1) / 2 - sine * (height - 1) / 2
     row = height / 2 + sine * (width - 1) / 2 - cosine * (height - 1) / 2
     wanted = [np.floor(65536 * v + 0.5) for v in (cosine, -sine, sine, row, column)]
-    got = jax.jit(jax.vmap(lambda d: spatial_ops._rotation(d, height, width)))(degrees)
+    got = jax.jit(jax.vmap(lambda d: spatial_ops.rotation_coefficients(d, height, width)))(degrees)
     for one, other in zip(got, wanted):
         # One unit off where the exact number is within about 1e-6 of a tie.
         assert np.abs(one - other).max() <= 1
