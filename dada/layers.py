@@ -4,6 +4,8 @@ Contract: feature maps are NHWC, kernels HWIO, linear weights [in, out]. Paramet
 `{"weight", "bias"}` (convolution, dense; a missing "bias" means none) and `{"scale", "bias"}`
 (batch norm); running statistics are `{"mean", "variance"}`. Inputs have the dtype of the parameters
 and the results too. Every layer supports forward mode, reverse mode and any nesting of the two.
+Noise belongs to one image of the whole batch, wherever that image is computed: a batch that is
+divided over devices sees the numbers that it would see on one.
 
 Symbols: B batch, H and W height and width, C channels, k kernel size.
 
@@ -50,6 +52,22 @@ def he_normal_fan_out(key, shape):
     height, width, _, out_channels = shape
     deviation = math.sqrt(2.0 / (height * width * out_channels))
     return deviation * jax.random.normal(key, shape, jnp.float32)
+
+
+def init_he_conv(key, kernel_size, in_channels, out_channels):
+    """Parameters of a convolution without bias, drawn by `he_normal_fan_out`.
+
+    Args:
+      key: typed PRNG key, consumed.
+      kernel_size: k, odd.
+      in_channels: C_in.
+      out_channels: C_out.
+    Returns:
+      {"weight": [k, k, C_in, C_out]}, float32.
+    """
+    return {
+        "weight": he_normal_fan_out(key, (kernel_size, kernel_size, in_channels, out_channels))
+    }
 
 
 def init_conv(key, kernel_size, in_channels, out_channels):
@@ -214,3 +232,126 @@ def global_average_pool(inputs):
     if inputs.ndim != 4:
         raise ValueError(f"global_average_pool: expected inputs [B, H, W, C], got {inputs.shape}")
     return jnp.mean(inputs, axis=(1, 2))
+
+
+def average_pool_2x2(inputs):
+    """Mean over windows of 2x2, stride 2; at an odd edge, over the pixels that are there.
+
+    Args:
+      inputs: [B, H, W, C].
+    Returns:
+      [B, ceil(H / 2), ceil(W / 2), C].
+    Raises:
+      ValueError: inputs of another rank.
+    """
+    if inputs.ndim != 4:
+        raise ValueError(f"average_pool_2x2: expected inputs [B, H, W, C], got {inputs.shape}")
+    batch, height, width, channels = inputs.shape
+    # The mean of a pixel and its copy is the pixel.
+    edges = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    padded = jnp.pad(inputs, edges, mode="edge")
+    shape = (batch, -(-height // 2), 2, -(-width // 2), 2, channels)
+    return jnp.mean(padded.reshape(shape), axis=(2, 4))
+
+
+def max_pool_3x3(inputs):
+    """Maximum over windows of 3x3, stride 2, one pixel of padding that never is the maximum.
+
+    Args:
+      inputs: [B, H, W, C].
+    Returns:
+      [B, ceil(H / 2), ceil(W / 2), C].
+    Gradient: to the first maximum of each window.
+    Raises:
+      ValueError: inputs of another rank.
+    """
+    if inputs.ndim != 4:
+        raise ValueError(f"max_pool_3x3: expected inputs [B, H, W, C], got {inputs.shape}")
+    return jax.lax.reduce_window(
+        inputs,
+        -jnp.inf,
+        jax.lax.max,
+        window_dimensions=(1, 3, 3, 1),
+        window_strides=(1, 2, 2, 1),
+        padding=((0, 0), (1, 1), (1, 1), (0, 0)),
+    )
+
+
+@jax.custom_jvp
+def shake(inputs, forward, backward):
+    """Multiplies each image by one factor, and derivatives by another.
+
+    Args:
+      inputs: [B, H, W, C].
+      forward: [B], factor of the values.
+      backward: [B], factor of the derivatives.
+    Returns:
+      [B, H, W, C], inputs * forward.
+    Gradient: backward * tangent, in forward and reverse mode; none to the factors. A second
+      derivative is the true derivative of that first one: the same in every nesting.
+    Reference: Gastaldi 2017, arXiv:1705.07485; Yamada et al. 2018, arXiv:1802.02375.
+    """
+    del backward
+    return inputs * _per_image(forward, inputs)
+
+
+# A rule for forward mode, since JAX derives the reverse one from it and not the other way round.
+@shake.defjvp
+def _shake_jvp(primals, tangents):
+    inputs, forward, backward = primals
+    return inputs * _per_image(forward, inputs), tangents[0] * _per_image(backward, inputs)
+
+
+def _per_image(factor, inputs):
+    return factor.astype(inputs.dtype)[:, None, None, None]
+
+
+def image_uniform(key, count, shape, *, axis_name=None):
+    """Draws U(0, 1) for each image, image i of the whole batch from fold_in(key, i).
+
+    Args:
+      key: typed PRNG key, consumed; the same on all devices.
+      count: number of images on this device, B.
+      shape: numbers of one image.
+      axis_name: mapped axis whose devices share one batch in equal parts, or None.
+    Returns:
+      float32 [B, *shape].
+    """
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
+    return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
+
+
+def check_images(network, images):
+    """Checks the input of a network.
+
+    Args:
+      network: name for the message.
+      images: [B, H, W, 3], floating.
+    Raises:
+      TypeError: images are not floating.
+      ValueError: images of another shape.
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"{network}: expected floating, normalised images, got dtype {images.dtype}"
+        )
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"{network}: expected images [B, H, W, 3], got {images.shape}")
+
+
+def check_sizes(network, **sizes):
+    """Checks that the sizes of a network are integers of 1 or more.
+
+    Args:
+      network: name for the message.
+      **sizes: values by the name of the setting.
+    Raises:
+      TypeError: a size is no integer.
+      ValueError: a size is below 1.
+    """
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{network}: expected an integer {name}, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{network}: expected {name} >= 1, got {value}")

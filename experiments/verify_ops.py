@@ -3,7 +3,6 @@
 `PILLOW` says for each op by which Pillow calls it is meant; `op_lines` compares.
 """
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -44,7 +43,7 @@ def _affine(picture, *coefficients):
 
 
 def _posterize(picture, bits):
-    bits = math.trunc(bits)  # Pillow refuses 0 bits, which used to give black
+    bits = int(bits)  # Pillow refuses 0 bits, which used to give black
     return ImageOps.posterize(picture, bits) if bits > 0 else Image.new("RGB", picture.size)
 
 
@@ -141,7 +140,8 @@ def _descend(row, images, rng):
     centers = np.float32(rng.uniform(0, 1, (len(images), 2)) * images.shape[1:3])
     targets = rng.uniform(low, high, NUM_TARGETS)
     offsets = 0.25 * (high - low) * rng.choice([-1.0, 1.0], NUM_TARGETS)
-    starts = targets + np.where(abs(targets + offsets - (low + high) / 2) > (high - low) / 2, -offsets, offsets)
+    starts = targets + offsets
+    starts = np.where((low <= starts) & (starts <= high), starts, targets - offsets)
     optimizer = optax.adam(optax.linear_schedule(0.02 * (high - low), 0.0, _DESCENT_STEPS), b2=0.99)
 
     def op(value):

@@ -167,7 +167,9 @@ def test_control_gradient_is_that_of_the_second_moment():
 def test_leave_one_out_is_each_minus_the_mean_of_the_others():
     costs = jnp.array([1.0, 4.0, 10.0])
     np.testing.assert_allclose(estimators.leave_one_out(costs), [1 - 7, 4 - 5.5, 10 - 2.5], rtol=1e-6)
-    divided = jax.pmap(lambda c: estimators.leave_one_out(c, axis_name="i"), "i")(jnp.arange(8.0).reshape(4, 2))
+    divided = jax.pmap(lambda c: estimators.leave_one_out(c, axis_name="i"), "i")(
+        jnp.arange(8.0).reshape(4, 2)
+    )
     np.testing.assert_allclose(divided.ravel(), estimators.leave_one_out(jnp.arange(8.0)), rtol=1e-6)
     with pytest.raises(ValueError, match="S >= 2"):
         estimators.leave_one_out(jnp.ones(1))

@@ -61,6 +61,97 @@ def test_dense_and_pool():
     np.testing.assert_allclose(pooled, maps.sum((1, 2)) / 24, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), [(6, 8), (7, 5)])
+def test_pools_are_loops_over_windows(height, width):
+    inputs = _random(0, (2, height, width, 3))
+    shape = (2, (height + 1) // 2, (width + 1) // 2, 3)
+    mean, maximum = np.zeros(shape), np.zeros(shape)
+    for row in range(shape[1]):
+        for column in range(shape[2]):
+            top, left = 2 * row, 2 * column
+            mean[:, row, column] = inputs[:, top : top + 2, left : left + 2].mean((1, 2))
+            window = inputs[:, max(top - 1, 0) : top + 2, max(left - 1, 0) : left + 2]
+            maximum[:, row, column] = window.max((1, 2))
+    np.testing.assert_allclose(layers.average_pool_2x2(inputs), mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(layers.max_pool_3x3(inputs), maximum.astype(np.float32))
+    # The padding is not a zero that beats negative values.
+    assert np.all(layers.max_pool_3x3(jnp.full((1, height, width, 1), -2.0)) == -2.0)
+
+
+@pytest.mark.parametrize("pool", [layers.average_pool_2x2, layers.max_pool_3x3])
+def test_pools_have_derivatives_of_both_orders_in_every_mode(pool):
+    with jax.enable_x64(True):
+        inputs, projection = _random(0, (2, 5, 4, 2), float), _random(1, (2, 3, 2, 2), float)
+
+        def scalar(inputs):
+            return jnp.sum(projection * jnp.sin(pool(inputs**2)))
+
+        # Forward over reverse packs value and gradient of a maximum in one word: the tolerance.
+        check_grads(jax.jit(scalar), (inputs,), order=2, atol=1e-4, rtol=1e-4)
+
+
+def test_max_pool_gives_the_gradient_to_the_first_maximum():
+    gradient = jax.grad(lambda x: layers.max_pool_3x3(x).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])
+
+
+def test_shake_has_one_factor_for_values_and_one_for_derivatives():
+    inputs, tangent = _random(0, (3, 2, 2, 4)), _random(1, (3, 2, 2, 4))
+    forward, backward = jnp.array([-0.5, 1.0, 0.25]), jnp.array([0.75, 1.0, 0.0])
+    of_values = np.asarray(forward)[:, None, None, None]
+    of_derivatives = np.asarray(backward)[:, None, None, None]
+    outputs, out_tangent = jax.jvp(
+        lambda x: layers.shake(x, forward, backward), (inputs,), (tangent,)
+    )
+    np.testing.assert_array_equal(outputs, inputs * of_values)
+    np.testing.assert_array_equal(out_tangent, tangent * of_derivatives)
+    _, pullback = jax.vjp(layers.shake, inputs, forward, backward)
+    to_inputs, to_forward, to_backward = pullback(tangent)
+    np.testing.assert_array_equal(to_inputs, tangent * of_derivatives)
+    assert not np.any(to_forward) and not np.any(to_backward)
+
+
+def test_second_derivative_of_shake_is_that_of_its_gradient_in_every_nesting():
+    with jax.enable_x64(True):
+        inputs, direction = _random(0, (3, 2, 2, 4), float), _random(1, (3, 2, 2, 4), float)
+        forward, backward = jnp.array([-0.5, 1.0, 0.25]), jnp.array([0.75, 0.9, 0.1])
+
+        @jax.jit
+        def scalar(images, power):
+            return jnp.sum(jnp.sin(layers.shake(jnp.exp(power * images), forward, backward)))
+
+        # How the slope along a direction in one argument depends on the other argument.
+        def slope(power):
+            return jax.jvp(lambda x: scalar(x, power), (inputs,), (direction,))[1]
+
+        def projected(power):
+            return jnp.sum(direction * jax.grad(scalar)(inputs, power))
+
+        step = 1e-5
+        difference = (projected(0.7 + step) - projected(0.7 - step)) / (2 * step)
+        reverse_over_forward = jax.grad(slope)(0.7)
+        forward_over_reverse = jax.jvp(projected, (0.7,), (1.0,))[1]
+        reverse_over_reverse = jax.grad(projected)(0.7)
+        for actual in (reverse_over_forward, forward_over_reverse, reverse_over_reverse):
+            np.testing.assert_allclose(actual, difference, rtol=1e-8)
+
+
+def test_image_uniform_gives_an_image_its_numbers_on_any_device():
+    key = jax.random.key(0)
+    whole = layers.image_uniform(key, 16, (3, 2))
+    assert whole.shape == (16, 3, 2) and whole.dtype == np.float32
+    np.testing.assert_array_equal(layers.image_uniform(key, 4, (3, 2)), whole[:4])
+    parts = jax.pmap(
+        lambda _: layers.image_uniform(key, 2, (3, 2), axis_name="device"), axis_name="device"
+    )(jnp.arange(8))
+    np.testing.assert_array_equal(np.asarray(parts).reshape(whole.shape), whole)
+    many = np.asarray(layers.image_uniform(key, 4096, (4,)))
+    assert 0 <= many.min() and many.max() < 1
+    np.testing.assert_allclose(many.mean(0), 0.5, atol=0.02)
+    np.testing.assert_allclose(np.cov(many.T), np.eye(4) / 12, atol=0.006)
+    assert len(np.unique(many)) > 0.99 * many.size
+
+
 @pytest.mark.parametrize(("momentum", "mean", "variance"), [(0.9, 2.7, 4.3), (0.1, 0.3, 41 / 30)])
 def test_batch_norm_numbers_by_hand(momentum, mean, variance):
     # Mean 3; squared deviations 4 + 1 + 0 + 9 = 14: biased variance 3.5, unbiased 14 / 3.
@@ -215,6 +306,9 @@ def test_he_normal_uses_the_fan_out():
     weight = layers.he_normal_fan_out(jax.random.key(0), (3, 3, 16, 128))
     np.testing.assert_allclose(np.std(weight), np.sqrt(2 / (9 * 128)), rtol=0.03)
     assert abs(np.mean(weight)) < 1e-3
+    params = layers.init_he_conv(jax.random.key(0), 3, 16, 128)
+    np.testing.assert_array_equal(params["weight"], weight)
+    assert set(params) == {"weight"}
 
 
 def test_bad_input_is_named():
@@ -235,3 +329,6 @@ def test_bad_input_is_named():
         layers.batch_norm(norm, stats, jnp.zeros((1, 4)), True, momentum=0.9)
     with pytest.raises(ValueError, match="global_average_pool"):
         layers.global_average_pool(jnp.zeros((2, 3)))
+    for pool in (layers.average_pool_2x2, layers.max_pool_3x3):
+        with pytest.raises(ValueError, match=rf"{pool.__name__}: expected inputs \[B, H, W, C\]"):
+            pool(jnp.zeros((4, 4, 3)))

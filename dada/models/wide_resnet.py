@@ -33,6 +33,9 @@ from dada import layers
 STAGE_CHANNELS = (16, 32, 64)
 STAGE_STRIDES = (1, 2, 2)
 
+# Whether jax.jvp of `apply` works, alone and nested with jax.grad.
+FORWARD_MODE = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

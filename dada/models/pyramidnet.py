@@ -1,0 +1,211 @@
+"""PyramidNet with bottleneck blocks and ShakeDrop (depth, alpha) for small images.
+
+Contract: `init(key, config) -> (params, batch_stats)` and `apply(params, batch_stats, images,
+is_training, key) -> (logits, new_batch_stats)`. Both trees are nested dicts and lists of plain
+arrays of the same layout:
+
+    stem, stem_norm               3x3 convolution, 3 -> 16 channels, BN, no ReLU
+    stages[3][(depth - 2) / 9]    blocks of ever more channels, strides 1, 2, 2
+      norm1 conv1 norm2 conv2     BN, 1x1 convolution, BN, ReLU, 3x3 convolution with the stride,
+      norm3 conv3 norm4           BN, ReLU, 1x1 convolution, BN
+    norm, dense                   BN, ReLU, global average, linear
+
+`batch_stats` holds the norms only. Block l of L has round(16 + alpha l / L) channels inside and four
+times as many at its end. Shortcuts have no parameters: a 2x2 average where the stride is 2, and
+zeros for the channels that the input lacks. No convolution has a bias. PyramidNet-272 with alpha 200
+has 26,210,842 parameters for 10 classes and 26,288,692 for 100.
+
+ShakeDrop, on the residual of block l, with p = 0.5 l / L the probability of a drop:
+
+    training     one gate for block and forward pass, 1 with probability 1 - p. Gate 1: unchanged.
+                 Gate 0: values times U(-1, 1), derivatives times U(0, 1), both drawn for each image
+    evaluation   times 1 - p
+
+The gate holds for the whole batch on all devices (in the originals, for the part of one GPU).
+
+Copy with it: layers.py.
+
+Reference: Han et al. 2017, arXiv:1610.02915; Yamada et al. 2018, arXiv:1802.02375.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dada import layers
+
+STEM_CHANNELS = 16
+STAGE_STRIDES = (1, 2, 2)
+EXPANSION = 4
+FINAL_DROP_RATE = 0.5
+
+# Whether jax.jvp of `apply` works, alone and nested with jax.grad: the derivatives of ShakeDrop are
+# given as a rule for forward mode.
+FORWARD_MODE = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Size of the network.
+
+    Attributes:
+      depth: number of layers as the paper counts them, 9 n + 2 for n blocks in each stage.
+      alpha: number of channels that are added from the first block to the last.
+      num_classes: number of logits.
+    """
+
+    depth: int = 272
+    alpha: int = 200
+    num_classes: int = 10
+
+
+def init(key, config):
+    """Draws the parameters and sets the running statistics to mean 0 and variance 1.
+
+    Kernels are normal with variance 2 / (k * k * C_out); the linear layer has PyTorch's default.
+
+    Args:
+      key: typed PRNG key, consumed.
+      config: Config.
+    Returns:
+      (params, batch_stats), nested dicts and lists of float32 arrays.
+    Raises:
+      TypeError: a field of the config is no integer.
+      ValueError: depth is not 9 n + 2 with n >= 1, or a field is below 1.
+    """
+    _check_config(config)
+    blocks = (config.depth - 2) // 9
+    num_blocks = blocks * len(STAGE_STRIDES)
+    stem_key, dense_key, *block_keys = jax.random.split(key, 2 + num_blocks)
+
+    channels = STEM_CHANNELS
+    params, stats = {"stem": layers.init_he_conv(stem_key, 3, 3, channels)}, {}
+    params["stem_norm"], stats["stem_norm"] = layers.init_batch_norm(channels)
+    all_blocks = []
+    for number, block_key in enumerate(block_keys, start=1):
+        planes = round(STEM_CHANNELS + config.alpha * number / num_blocks)
+        all_blocks.append(_init_block(block_key, channels, planes))
+        channels = planes * EXPANSION
+    stages = [all_blocks[start : start + blocks] for start in range(0, num_blocks, blocks)]
+    params["stages"] = [[block_params for block_params, _ in stage] for stage in stages]
+    stats["stages"] = [[block_stats for _, block_stats in stage] for stage in stages]
+    params["norm"], stats["norm"] = layers.init_batch_norm(channels)
+    params["dense"] = layers.init_dense(dense_key, channels, config.num_classes)
+    return params, stats
+
+
+def apply(
+    params,
+    batch_stats,
+    images,
+    is_training,
+    key=None,
+    *,
+    batch_norm_momentum=0.1,
+    axis_name=None,
+):
+    """Logits of a batch of images. Depth and channels are read off the parameters.
+
+    Args:
+      params: parameters, as `init` returns them.
+      batch_stats: running statistics, as `init` returns them.
+      images: [B, H, W, 3], floating, normalised; cast to the dtype of the parameters.
+      is_training: Python bool; whether gates and factors are drawn, and whether batch norm uses and
+        stores the statistics of this batch.
+      key: typed PRNG key, consumed, the same on all devices; ignored in evaluation.
+      batch_norm_momentum: weight of the new batch in the running statistics, in [0, 1].
+      axis_name: mapped axis over which batch statistics are taken and images counted, or None.
+    Returns:
+      (logits [B, num_classes], new batch_stats).
+    Gradient: all modes, to parameters and images, with the factors that ShakeDrop has for
+      derivatives; none to the new batch_stats.
+    Raises:
+      TypeError: images are not floating.
+      ValueError: images of another shape, or training without a key.
+    """
+    layers.check_images("pyramidnet", images)
+    if is_training and key is None:
+        raise ValueError("pyramidnet: training draws noise and needs a key, got None")
+    num_blocks = sum(len(stage) for stage in params["stages"])
+    drop_rates = [FINAL_DROP_RATE * (i + 1) / num_blocks for i in range(num_blocks)]
+    if is_training:
+        factors = _draw_factors(key, len(images), jnp.array(drop_rates), axis_name)
+
+    def norm(norm_params, norm_stats, inputs):
+        return layers.batch_norm(
+            norm_params,
+            norm_stats,
+            inputs,
+            is_training,
+            momentum=batch_norm_momentum,
+            axis_name=axis_name,
+        )
+
+    def block(block_params, block_stats, inputs, stride, index):
+        new = {}
+        hidden, new["norm1"] = norm(block_params["norm1"], block_stats["norm1"], inputs)
+        hidden = layers.conv(block_params["conv1"], hidden)
+        hidden, new["norm2"] = norm(block_params["norm2"], block_stats["norm2"], hidden)
+        hidden = layers.conv(block_params["conv2"], jax.nn.relu(hidden), stride=stride)
+        hidden, new["norm3"] = norm(block_params["norm3"], block_stats["norm3"], hidden)
+        hidden = layers.conv(block_params["conv3"], jax.nn.relu(hidden))
+        hidden, new["norm4"] = norm(block_params["norm4"], block_stats["norm4"], hidden)
+        if is_training:
+            hidden = layers.shake(hidden, factors[0][:, index], factors[1][:, index])
+        else:
+            hidden *= 1.0 - drop_rates[index]
+        shortcut = inputs if stride == 1 else layers.average_pool_2x2(inputs)
+        missing = hidden.shape[-1] - shortcut.shape[-1]
+        return hidden + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, missing))), new
+
+    new_stats = {"stages": []}
+    hidden = layers.conv(params["stem"], images.astype(params["stem"]["weight"].dtype))
+    hidden, new_stats["stem_norm"] = norm(params["stem_norm"], batch_stats["stem_norm"], hidden)
+    block_index = 0
+    for stage_params, stage_stats, stage_stride in zip(
+        params["stages"], batch_stats["stages"], STAGE_STRIDES
+    ):
+        new_stage = []
+        for index, (block_params, block_stats) in enumerate(zip(stage_params, stage_stats)):
+            stride = stage_stride if index == 0 else 1
+            hidden, new_block_stats = block(
+                block_params, block_stats, hidden, stride, block_index
+            )
+            new_stage.append(new_block_stats)
+            block_index += 1
+        new_stats["stages"].append(new_stage)
+    hidden, new_stats["norm"] = norm(params["norm"], batch_stats["norm"], hidden)
+    logits = layers.dense(params["dense"], layers.global_average_pool(jax.nn.relu(hidden)))
+    return logits, new_stats
+
+
+def _draw_factors(key, count, drop_rates, axis_name):
+    """Factors of values and of derivatives, [B, L] each, for drop rates [L]."""
+    gate_key, image_key = jax.random.split(key)
+    dropped = jax.random.uniform(gate_key, drop_rates.shape) < drop_rates
+    shape = (len(drop_rates), 2)
+    uniforms = layers.image_uniform(image_key, count, shape, axis_name=axis_name)
+    forward = jnp.where(dropped, 2.0 * uniforms[..., 0] - 1.0, 1.0)
+    return forward, jnp.where(dropped, uniforms[..., 1], 1.0)
+
+
+def _init_block(key, in_channels, planes):
+    conv1_key, conv2_key, conv3_key = jax.random.split(key, 3)
+    params, stats = {}, {}
+    params["norm1"], stats["norm1"] = layers.init_batch_norm(in_channels)
+    params["conv1"] = layers.init_he_conv(conv1_key, 1, in_channels, planes)
+    params["norm2"], stats["norm2"] = layers.init_batch_norm(planes)
+    params["conv2"] = layers.init_he_conv(conv2_key, 3, planes, planes)
+    params["norm3"], stats["norm3"] = layers.init_batch_norm(planes)
+    params["conv3"] = layers.init_he_conv(conv3_key, 1, planes, planes * EXPANSION)
+    params["norm4"], stats["norm4"] = layers.init_batch_norm(planes * EXPANSION)
+    return params, stats
+
+
+def _check_config(config):
+    layers.check_sizes("pyramidnet", **dataclasses.asdict(config))
+    if config.depth < 11 or (config.depth - 2) % 9:
+        raise ValueError(
+            f"pyramidnet: expected depth 9 n + 2 (11, 20, ..., 272), got {config.depth}"
+        )

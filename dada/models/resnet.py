@@ -1,0 +1,221 @@
+"""Residual networks (ResNet-18, -50, -200) for ImageNet, and with another stem for small images.
+
+Contract: `init(key, config) -> (params, batch_stats)` and `apply(params, batch_stats, images,
+is_training) -> (logits, new_batch_stats)`. Both trees are nested dicts and lists of plain arrays of
+the same layout:
+
+    stem, norm          7x7 convolution of stride 2, BN, ReLU, 3x3 maximum of stride 2; for small
+                        images a 3x3 convolution of stride 1, BN, ReLU
+    stages[4][n]        blocks of 1, 2, 4, 8 times `width` channels, strides 1, 2, 2, 2
+      depth 18          conv1 3x3 with the stride, norm1, ReLU, conv2 3x3, norm2
+      depth 50, 200     conv1 1x1, norm1, ReLU, conv2 3x3 with the stride, norm2, ReLU,
+                        conv3 1x1 to four times the channels, norm3
+      shortcut          1x1 convolution with the stride, shortcut_norm; only where channels or
+                        resolution change
+    dense               global average, linear
+
+A ReLU follows every sum. `batch_stats` holds the norms only. No convolution has a bias. With 1000
+classes ResNet-18 has 11,689,512 parameters, ResNet-50 25,557,032 and ResNet-200 64,673,832.
+
+Two ways it differs from the paper, as most implementations do: the stride of a bottleneck block sits
+in its 3x3 convolution, and every change of channels or resolution has a convolution as shortcut.
+
+Copy with it: layers.py.
+
+Reference: He et al. 2016, arXiv:1512.03385.
+"""
+
+import dataclasses
+
+import jax
+
+from dada import layers
+
+STAGE_WIDTHS = (1, 2, 4, 8)
+STAGE_STRIDES = (1, 2, 2, 2)
+STAGE_BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 200: (3, 24, 36, 3)}
+BOTTLENECK_DEPTHS = (50, 200)
+EXPANSION = 4
+LARGE_STEM_KERNEL = 7
+SMALL_STEM_KERNEL = 3
+
+# Whether jax.jvp of `apply` works, alone and nested with jax.grad.
+FORWARD_MODE = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Size of the network.
+
+    Attributes:
+      depth: number of layers as the paper counts them, 18, 50 or 200.
+      num_classes: number of logits.
+      width: channels of the stem and, before the expansion of a bottleneck, of the first stage.
+      small_images: whether the stem keeps the resolution, for images of some 32 pixels.
+    """
+
+    depth: int = 50
+    num_classes: int = 1000
+    width: int = 64
+    small_images: bool = False
+
+
+def init(key, config):
+    """Draws the parameters and sets the running statistics to mean 0 and variance 1.
+
+    Kernels are normal with variance 2 / (k * k * C_out); the linear layer has PyTorch's default.
+
+    Args:
+      key: typed PRNG key, consumed.
+      config: Config.
+    Returns:
+      (params, batch_stats), nested dicts and lists of float32 arrays.
+    Raises:
+      TypeError: a size in the config is no integer, or small_images is no bool.
+      ValueError: depth is not one of the three, or another size is below 1.
+    """
+    _check_config(config)
+    stem_key, dense_key, *stage_keys = jax.random.split(key, 2 + len(STAGE_WIDTHS))
+    bottleneck = config.depth in BOTTLENECK_DEPTHS
+
+    channels = config.width
+    kernel = SMALL_STEM_KERNEL if config.small_images else LARGE_STEM_KERNEL
+    params, stats = {"stem": layers.init_he_conv(stem_key, kernel, 3, channels), "stages": []}, {}
+    params["norm"], stats["norm"] = layers.init_batch_norm(channels)
+    stats["stages"] = []
+    for stage_key, stage_width, stage_stride, blocks in zip(
+        stage_keys, STAGE_WIDTHS, STAGE_STRIDES, STAGE_BLOCKS[config.depth]
+    ):
+        stage_params, stage_stats = [], []
+        for index, block_key in enumerate(jax.random.split(stage_key, blocks)):
+            planes = stage_width * config.width
+            stride = stage_stride if index == 0 else 1
+            block_params, block_stats = _init_block(
+                block_key, channels, planes, stride, bottleneck
+            )
+            stage_params.append(block_params)
+            stage_stats.append(block_stats)
+            channels = planes * EXPANSION if bottleneck else planes
+        params["stages"].append(stage_params)
+        stats["stages"].append(stage_stats)
+    params["dense"] = layers.init_dense(dense_key, channels, config.num_classes)
+    return params, stats
+
+
+def apply(
+    params,
+    batch_stats,
+    images,
+    is_training,
+    key=None,
+    *,
+    batch_norm_momentum=0.1,
+    axis_name=None,
+):
+    """Logits of a batch of images. Stem, kind of block and sizes are read off the parameters.
+
+    Args:
+      params: parameters, as `init` returns them.
+      batch_stats: running statistics, as `init` returns them.
+      images: [B, H, W, 3], floating, normalised; cast to the dtype of the parameters.
+      is_training: Python bool; whether batch norm uses and stores the statistics of this batch.
+      key: ignored; stands for the networks that draw random numbers.
+      batch_norm_momentum: weight of the new batch in the running statistics, in [0, 1].
+      axis_name: mapped axis over which batch statistics are taken, or None.
+    Returns:
+      (logits [B, num_classes], new batch_stats).
+    Gradient: all modes, to parameters and images; none to the new batch_stats.
+    Raises:
+      TypeError: images are not floating.
+      ValueError: images of another shape.
+    """
+    del key
+    layers.check_images("resnet", images)
+
+    def conv_norm(convolution, norm_params, norm_stats, inputs, stride=1):
+        return layers.batch_norm(
+            norm_params,
+            norm_stats,
+            layers.conv(convolution, inputs, stride=stride),
+            is_training,
+            momentum=batch_norm_momentum,
+            axis_name=axis_name,
+        )
+
+    def block(block_params, block_stats, inputs, stride):
+        new_stats = {}
+        bottleneck = "conv3" in block_params
+        strides = (1, stride, 1) if bottleneck else (stride, 1)
+        hidden = inputs
+        for number, conv_stride in enumerate(strides, start=1):
+            name = f"norm{number}"
+            hidden, new_stats[name] = conv_norm(
+                block_params[f"conv{number}"],
+                block_params[name],
+                block_stats[name],
+                hidden,
+                conv_stride,
+            )
+            if number < len(strides):
+                hidden = jax.nn.relu(hidden)
+        if "shortcut" in block_params:
+            inputs, new_stats["shortcut_norm"] = conv_norm(
+                block_params["shortcut"],
+                block_params["shortcut_norm"],
+                block_stats["shortcut_norm"],
+                inputs,
+                stride,
+            )
+        return jax.nn.relu(hidden + inputs), new_stats
+
+    is_large = params["stem"]["weight"].shape[0] == LARGE_STEM_KERNEL
+    hidden, norm = conv_norm(
+        params["stem"],
+        params["norm"],
+        batch_stats["norm"],
+        images.astype(params["stem"]["weight"].dtype),
+        2 if is_large else 1,
+    )
+    hidden = jax.nn.relu(hidden)
+    if is_large:
+        hidden = layers.max_pool_3x3(hidden)
+    new_stages = []
+    for stage_params, stage_stats, stage_stride in zip(
+        params["stages"], batch_stats["stages"], STAGE_STRIDES
+    ):
+        new_stage = []
+        for index, (block_params, block_stats) in enumerate(zip(stage_params, stage_stats)):
+            stride = stage_stride if index == 0 else 1
+            hidden, new_block_stats = block(block_params, block_stats, hidden, stride)
+            new_stage.append(new_block_stats)
+        new_stages.append(new_stage)
+    logits = layers.dense(params["dense"], layers.global_average_pool(hidden))
+    return logits, {"stages": new_stages, "norm": norm}
+
+
+def _init_block(key, in_channels, planes, stride, bottleneck):
+    if bottleneck:
+        out_channels = planes * EXPANSION
+        sizes = ((1, in_channels, planes), (3, planes, planes), (1, planes, out_channels))
+    else:
+        out_channels = planes
+        sizes = ((3, in_channels, planes), (3, planes, planes))
+    shortcut_key, *conv_keys = jax.random.split(key, 1 + len(sizes))
+    params, stats = {}, {}
+    for number, (conv_key, size) in enumerate(zip(conv_keys, sizes), start=1):
+        params[f"conv{number}"] = layers.init_he_conv(conv_key, *size)
+        params[f"norm{number}"], stats[f"norm{number}"] = layers.init_batch_norm(size[-1])
+    if stride != 1 or in_channels != out_channels:
+        params["shortcut"] = layers.init_he_conv(shortcut_key, 1, in_channels, out_channels)
+        params["shortcut_norm"], stats["shortcut_norm"] = layers.init_batch_norm(out_channels)
+    return params, stats
+
+
+def _check_config(config):
+    layers.check_sizes(
+        "resnet", depth=config.depth, num_classes=config.num_classes, width=config.width
+    )
+    if not isinstance(config.small_images, bool):
+        raise TypeError(f"resnet: expected a bool small_images, got {config.small_images!r}")
+    if config.depth not in STAGE_BLOCKS:
+        raise ValueError(f"resnet: expected depth 18, 50 or 200, got {config.depth}")

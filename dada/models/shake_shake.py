@@ -1,0 +1,241 @@
+"""Shake-Shake networks (depth, 2x width d) for small images.
+
+Contract: `init(key, config) -> (params, batch_stats)` and `apply(params, batch_stats, images,
+is_training, key) -> (logits, new_batch_stats)`. Both trees are nested dicts and lists of plain
+arrays of the same layout:
+
+    stem                          3x3 convolution with bias, 3 -> 16 channels, no norm
+    stages[3][(depth - 2) / 6]    blocks of 1, 2, 4 times `width` channels, strides 1, 2, 2
+      branches[2]                 ReLU, conv1 3x3, norm1, ReLU, conv2 3x3, norm2
+      shortcut                    only where channels change: ReLU, conv1 1x1 and conv2 1x1 for half
+                                  of the channels each, norm
+    dense                         ReLU, global average, linear
+
+`batch_stats` holds the norms only. With depth 26 and 10 classes there are 2,923,146 parameters for
+width 32 and 26,192,906 for width 96.
+
+Symbols: h1, h2 the outputs of the branches; alpha, beta ~ U(0, 1), drawn afresh and independently
+for each image, block and forward pass. A block adds to its shortcut
+
+    alpha h1 + (1 - alpha) h2      in training, and derivatives are those of beta h1 + (1 - beta) h2
+    h1 / 2 + h2 / 2                in evaluation
+
+The two convolutions of a shortcut see different pixels where the stride is 2: rows and columns 0, 2,
+4, ... and 1, 3, 5, ... (zero beyond the edge). The first shortcut, of stride 1, is shifted alike.
+
+Copy with it: layers.py.
+
+Reference: Gastaldi 2017, arXiv:1705.07485.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dada import layers
+
+STEM_CHANNELS = 16
+STAGE_WIDTHS = (1, 2, 4)
+STAGE_STRIDES = (1, 2, 2)
+
+# Whether jax.jvp of `apply` works, alone and nested with jax.grad: the derivative with beta is given
+# as a rule for forward mode.
+FORWARD_MODE = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Size of the network.
+
+    Attributes:
+      depth: number of layers as the paper counts them, 6 n + 2 for n blocks in each stage.
+      width: channels of the first stage, even.
+      num_classes: number of logits.
+    """
+
+    depth: int = 26
+    width: int = 32
+    num_classes: int = 10
+
+
+def init(key, config):
+    """Draws the parameters and sets the running statistics to mean 0 and variance 1.
+
+    Kernels are normal with variance 2 / (k * k * C_out), but the bias of the stem and the weight of
+    the linear layer are uniform, PyTorch's default; the bias of the linear layer is 0.
+
+    Args:
+      key: typed PRNG key, consumed.
+      config: Config.
+    Returns:
+      (params, batch_stats), nested dicts and lists of float32 arrays.
+    Raises:
+      TypeError: a field of the config is no integer.
+      ValueError: depth is not 6 n + 2 with n >= 1, width is odd, or a field is below 1.
+    """
+    _check_config(config)
+    blocks = (config.depth - 2) // 6
+    stem_key, bias_key, dense_key, *stage_keys = jax.random.split(key, 3 + len(STAGE_WIDTHS))
+
+    channels = STEM_CHANNELS
+    stem = layers.init_he_conv(stem_key, 3, 3, channels)
+    stem["bias"] = layers.uniform_fan_in(bias_key, (channels,), 3 * 3 * 3)
+    params, stats = {"stem": stem, "stages": []}, {"stages": []}
+    for stage_key, stage_width in zip(stage_keys, STAGE_WIDTHS):
+        stage_params, stage_stats = [], []
+        for block_key in jax.random.split(stage_key, blocks):
+            out_channels = stage_width * config.width
+            block_params, block_stats = _init_block(block_key, channels, out_channels)
+            stage_params.append(block_params)
+            stage_stats.append(block_stats)
+            channels = out_channels
+        params["stages"].append(stage_params)
+        stats["stages"].append(stage_stats)
+    params["dense"] = {
+        "weight": layers.uniform_fan_in(dense_key, (channels, config.num_classes), channels),
+        "bias": jnp.zeros(config.num_classes, jnp.float32),
+    }
+    return params, stats
+
+
+def apply(
+    params,
+    batch_stats,
+    images,
+    is_training,
+    key=None,
+    *,
+    batch_norm_momentum=0.1,
+    axis_name=None,
+):
+    """Logits of a batch of images. Depth and width are read off the parameters.
+
+    Args:
+      params: parameters, as `init` returns them.
+      batch_stats: running statistics, as `init` returns them.
+      images: [B, H, W, 3], floating, normalised; cast to the dtype of the parameters.
+      is_training: Python bool; whether alpha and beta are drawn, and whether batch norm uses and
+        stores the statistics of this batch.
+      key: typed PRNG key, consumed, the same on all devices; ignored in evaluation.
+      batch_norm_momentum: weight of the new batch in the running statistics, in [0, 1].
+      axis_name: mapped axis over which batch statistics are taken and images counted, or None.
+    Returns:
+      (logits [B, num_classes], new batch_stats).
+    Gradient: all modes, to parameters and images, with beta in place of alpha; none to the new
+      batch_stats.
+    Raises:
+      TypeError: images are not floating.
+      ValueError: images of another shape, or training without a key.
+    """
+    layers.check_images("shake_shake", images)
+    if is_training and key is None:
+        raise ValueError("shake_shake: training draws noise and needs a key, got None")
+    if is_training:
+        num_blocks = sum(len(stage) for stage in params["stages"])
+        uniforms = layers.image_uniform(key, len(images), (num_blocks, 2), axis_name=axis_name)
+
+    def norm(norm_params, norm_stats, inputs):
+        return layers.batch_norm(
+            norm_params,
+            norm_stats,
+            inputs,
+            is_training,
+            momentum=batch_norm_momentum,
+            axis_name=axis_name,
+        )
+
+    def branch(branch_params, branch_stats, inputs, stride):
+        hidden = layers.conv(branch_params["conv1"], jax.nn.relu(inputs), stride=stride)
+        hidden, norm1 = norm(branch_params["norm1"], branch_stats["norm1"], hidden)
+        hidden = layers.conv(branch_params["conv2"], jax.nn.relu(hidden))
+        hidden, norm2 = norm(branch_params["norm2"], branch_stats["norm2"], hidden)
+        return hidden, {"norm1": norm1, "norm2": norm2}
+
+    def shortcut(shortcut_params, shortcut_stats, inputs, stride):
+        inputs = jax.nn.relu(inputs)
+        shifted = jnp.pad(inputs[:, 1:, 1:], ((0, 0), (0, 1), (0, 1), (0, 0)))
+        halves = [
+            layers.conv(shortcut_params["conv1"], inputs, stride=stride),
+            layers.conv(shortcut_params["conv2"], shifted, stride=stride),
+        ]
+        outputs, new_norm = norm(
+            shortcut_params["norm"], shortcut_stats["norm"], jnp.concatenate(halves, axis=-1)
+        )
+        return outputs, {"norm": new_norm}
+
+    def block(block_params, block_stats, inputs, stride, index):
+        first, second = (
+            branch(branch_params, branch_stats, inputs, stride)
+            for branch_params, branch_stats in zip(
+                block_params["branches"], block_stats["branches"]
+            )
+        )
+        new_stats = {"branches": [first[1], second[1]]}
+        if is_training:
+            alpha, beta = uniforms[:, index, 0], uniforms[:, index, 1]
+            mixed = layers.shake(first[0], alpha, beta)
+            mixed += layers.shake(second[0], 1.0 - alpha, 1.0 - beta)
+        else:
+            mixed = 0.5 * (first[0] + second[0])
+        if "shortcut" in block_params:
+            inputs, new_stats["shortcut"] = shortcut(
+                block_params["shortcut"], block_stats["shortcut"], inputs, stride
+            )
+        return mixed + inputs, new_stats
+
+    hidden = layers.conv(params["stem"], images.astype(params["stem"]["weight"].dtype))
+    new_stages = []
+    block_index = 0
+    for stage_params, stage_stats, stage_stride in zip(
+        params["stages"], batch_stats["stages"], STAGE_STRIDES
+    ):
+        new_stage = []
+        for index, (block_params, block_stats) in enumerate(zip(stage_params, stage_stats)):
+            stride = stage_stride if index == 0 else 1
+            hidden, new_block_stats = block(
+                block_params, block_stats, hidden, stride, block_index
+            )
+            new_stage.append(new_block_stats)
+            block_index += 1
+        new_stages.append(new_stage)
+    logits = layers.dense(params["dense"], layers.global_average_pool(jax.nn.relu(hidden)))
+    return logits, {"stages": new_stages}
+
+
+def _init_block(key, in_channels, out_channels):
+    *branch_keys, shortcut_key = jax.random.split(key, 3)
+    params, stats = {"branches": []}, {"branches": []}
+    for branch_key in branch_keys:
+        conv1_key, conv2_key = jax.random.split(branch_key)
+        norm1, norm1_stats = layers.init_batch_norm(out_channels)
+        norm2, norm2_stats = layers.init_batch_norm(out_channels)
+        params["branches"].append(
+            {
+                "conv1": layers.init_he_conv(conv1_key, 3, in_channels, out_channels),
+                "norm1": norm1,
+                "conv2": layers.init_he_conv(conv2_key, 3, out_channels, out_channels),
+                "norm2": norm2,
+            }
+        )
+        stats["branches"].append({"norm1": norm1_stats, "norm2": norm2_stats})
+    if in_channels != out_channels:
+        conv1_key, conv2_key = jax.random.split(shortcut_key)
+        norm, norm_stats = layers.init_batch_norm(out_channels)
+        params["shortcut"] = {
+            "conv1": layers.init_he_conv(conv1_key, 1, in_channels, out_channels // 2),
+            "conv2": layers.init_he_conv(conv2_key, 1, in_channels, out_channels // 2),
+            "norm": norm,
+        }
+        stats["shortcut"] = {"norm": norm_stats}
+    return params, stats
+
+
+def _check_config(config):
+    layers.check_sizes("shake_shake", **dataclasses.asdict(config))
+    if config.depth < 8 or (config.depth - 2) % 6:
+        raise ValueError(
+            f"shake_shake: expected depth 6 n + 2 (8, 14, 20, 26, ...), got {config.depth}"
+        )
+    if config.width % 2:
+        raise ValueError(f"shake_shake: expected an even width, got {config.width}")

@@ -1,0 +1,225 @@
+"""Residual networks: sizes of the originals, and the network written out."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dada import layers
+from dada.models import resnet
+
+
+def _shapes(config):
+    return jax.eval_shape(lambda key: resnet.init(key, config), jax.random.key(0))
+
+
+@functools.lru_cache
+def _tiny(depth, small_images):
+    """A thin network cut to blocks (2, 1, 1, 1), off its initial values, and images."""
+    random = np.random.RandomState(0)
+    config = resnet.Config(depth, 5, width=3, small_images=small_images)
+    params, stats = _shapes(config)
+    for tree in (params, stats):
+        tree["stages"] = [
+            stage[:count] for stage, count in zip(tree["stages"], (2, 1, 1, 1))
+        ]
+    params = jax.tree.map(lambda leaf: 0.4 * random.standard_normal(leaf.shape), params)
+    stats = jax.tree.map(lambda leaf: random.uniform(0.5, 1.5, leaf.shape), stats)
+    size = 7 if small_images else 26
+    return params, stats, random.standard_normal((4, size, size, 3))
+
+
+@pytest.mark.parametrize(
+    ("depth", "num_classes", "small_images", "expected"),
+    [
+        (18, 1000, False, 11_689_512),
+        (18, 10, True, 11_173_962),
+        (50, 1000, False, 25_557_032),
+        (50, 120, False, 23_753_912),
+        (200, 1000, False, 64_673_832),
+    ],
+)
+def test_parameter_counts_of_the_originals(depth, num_classes, small_images, expected):
+    params, stats = _shapes(resnet.Config(depth, num_classes, small_images=small_images))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+    # One norm for each layer but the linear one, and for each projection of a shortcut.
+    projections = 3 if depth == 18 else 4
+    assert len(jax.tree.leaves(stats)) == 2 * (depth - 1 + projections)
+
+
+def test_layer_shapes():
+    params, stats = _shapes(resnet.Config(50))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, params)
+    assert shapes["stem"] == {"weight": (7, 7, 3, 64)}
+    assert shapes["norm"] == {"scale": (64,), "bias": (64,)}
+    assert [len(stage) for stage in shapes["stages"]] == [3, 4, 6, 3]
+    channels = 64
+    for stage, planes in zip(shapes["stages"], (64, 128, 256, 512)):
+        for index, block in enumerate(stage):
+            assert block["conv1"] == {"weight": (1, 1, channels, planes)}
+            assert block["conv2"] == {"weight": (3, 3, planes, planes)}
+            assert block["conv3"] == {"weight": (1, 1, planes, 4 * planes)}
+            assert block["norm3"] == {"scale": (4 * planes,), "bias": (4 * planes,)}
+            assert ("shortcut" in block) == ("shortcut_norm" in block) == (index == 0)
+            channels = 4 * planes
+    assert shapes["dense"] == {"weight": (2048, 1000), "bias": (1000,)}
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    logits, new_stats = jax.eval_shape(
+        lambda *arguments: resnet.apply(*arguments, True), params, stats, images
+    )
+    assert logits.shape == (2, 1000) and logits.dtype == jnp.float32
+    assert new_stats == stats
+
+    params, _ = _shapes(resnet.Config(18, small_images=True))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, params)
+    assert shapes["stem"] == {"weight": (3, 3, 3, 64)}
+    assert ["shortcut" in stage[0] for stage in shapes["stages"]] == [False, True, True, True]
+    assert shapes["stages"][3][0]["conv1"] == {"weight": (3, 3, 256, 512)}
+    assert shapes["dense"] == {"weight": (512, 1000), "bias": (1000,)}
+
+
+# --- The network, block by block -------------------------------------------------------------------
+
+
+def _norm(params, stats, inputs, is_training):
+    mean, variance = stats["mean"], stats["variance"]
+    if is_training:
+        mean, variance = inputs.mean((0, 1, 2)), inputs.var((0, 1, 2))
+    return params["scale"] * (inputs - mean) / jnp.sqrt(variance + 1e-5) + params["bias"]
+
+
+def _definition(params, stats, images, is_training, depth, small_images):
+    if small_images:
+        hidden = layers.conv(params["stem"], images)
+    else:
+        hidden = layers.conv(params["stem"], images, stride=2)
+    hidden = jnp.maximum(_norm(params["norm"], stats["norm"], hidden, is_training), 0)
+    if not small_images:
+        hidden = layers.max_pool_3x3(hidden)
+    for stage, stage_stats, stride in zip(params["stages"], stats["stages"], (1, 2, 2, 2)):
+        for block, block_stats in zip(stage, stage_stats):
+            shortcut = hidden
+            if "shortcut" in block:
+                shortcut = hidden[:, ::stride, ::stride] @ block["shortcut"]["weight"][0, 0]
+                shortcut = _norm(
+                    block["shortcut_norm"], block_stats["shortcut_norm"], shortcut, is_training
+                )
+            if depth == 18:
+                hidden = layers.conv(block["conv1"], hidden, stride=stride)
+                hidden = _norm(block["norm1"], block_stats["norm1"], hidden, is_training)
+                hidden = layers.conv(block["conv2"], jnp.maximum(hidden, 0))
+                hidden = _norm(block["norm2"], block_stats["norm2"], hidden, is_training)
+            else:
+                hidden = hidden @ block["conv1"]["weight"][0, 0]
+                hidden = _norm(block["norm1"], block_stats["norm1"], hidden, is_training)
+                hidden = layers.conv(block["conv2"], jnp.maximum(hidden, 0), stride=stride)
+                hidden = _norm(block["norm2"], block_stats["norm2"], hidden, is_training)
+                hidden = jnp.maximum(hidden, 0) @ block["conv3"]["weight"][0, 0]
+                hidden = _norm(block["norm3"], block_stats["norm3"], hidden, is_training)
+            hidden = jnp.maximum(hidden + shortcut, 0)
+            stride = 1
+    return hidden.mean((1, 2)) @ params["dense"]["weight"] + params["dense"]["bias"]
+
+
+@pytest.mark.parametrize(("depth", "small_images"), [(18, False), (50, True)])
+def test_network_is_that_of_the_definition(depth, small_images):
+    params, stats, images = _tiny(depth, small_images)
+    with jax.enable_x64(True):
+        apply = jax.jit(resnet.apply, static_argnums=3)
+        definition = jax.jit(_definition, static_argnums=(3, 4, 5))
+        for is_training in (True, False):
+            logits, new_stats = apply(params, stats, images, is_training)
+            expected = definition(params, stats, images, is_training, depth, small_images)
+            assert logits.dtype == float
+            np.testing.assert_allclose(logits, expected, rtol=1e-9)
+            assert jax.tree.structure(new_stats) == jax.tree.structure(stats)
+            changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), new_stats, stats)
+            assert set(jax.tree.leaves(changed)) == {is_training}
+
+
+def test_forward_and_reverse_mode_and_differences_agree():
+    with jax.enable_x64(True):
+        params, stats, images = jax.tree.map(jnp.asarray, _tiny(18, False))
+        random = np.random.RandomState(1)
+        direction = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape), params)
+
+        @jax.jit
+        def loss(params):
+            return jnp.sum(jnp.tanh(resnet.apply(params, stats, images, True)[0][:, 0]))
+
+        slope = jax.jvp(loss, (params,), (direction,))[1]
+        gradient = jax.grad(loss)(params)
+        products = jax.tree.map(lambda a, b: jnp.sum(a * b), gradient, direction)
+        # Forward mode of the maximum packs value and tangent in one word.
+        np.testing.assert_allclose(slope, sum(jax.tree.leaves(products)), rtol=1e-5)
+        step = 1e-7
+        moved = [
+            loss(jax.tree.map(lambda a, b, s=s: a + s * b, params, direction))
+            for s in (step, -step)
+        ]
+        np.testing.assert_allclose(slope, (moved[0] - moved[1]) / (2 * step), rtol=1e-4)
+
+
+def test_batch_statistics_of_eight_devices_equal_one():
+    params, stats, _ = _tiny(50, True)
+    images = np.random.RandomState(2).standard_normal((16, 4, 4, 3))
+    images += np.arange(16)[:, None, None, None] / 4
+    mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.enable_x64(True):
+        expected = jax.jit(resnet.apply, static_argnums=3)(params, stats, images, True)
+        actual = jax.jit(
+            jax.shard_map(
+                lambda params, stats, images: resnet.apply(
+                    params, stats, images, True, axis_name="device"
+                ),
+                mesh=mesh,
+                in_specs=(jax.P(), jax.P(), jax.P("device")),
+                out_specs=(jax.P("device"), jax.P()),
+            )
+        )(params, stats, images)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), actual, expected)
+
+
+def test_initial_values():
+    config = resnet.Config(18, 10, width=8, small_images=True)
+    params, stats = resnet.init(jax.random.key(3), config)
+    again, _ = resnet.init(jax.random.key(3), config)
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {np.dtype(np.float32)}
+    first, second = params["stages"][3]
+    for weight, fan_out in (
+        (first["conv1"]["weight"], 9 * 64),
+        (first["shortcut"]["weight"], 64),
+        (second["conv2"]["weight"], 9 * 64),
+    ):
+        np.testing.assert_allclose(np.std(weight), np.sqrt(2 / fan_out), rtol=0.05)
+    for leaf in jax.tree.leaves(params["dense"]):
+        assert np.abs(leaf).max() <= 1 / 8
+    # The last norm of a block starts like the others.
+    assert np.all(second["norm2"]["scale"] == 1) and not np.any(second["norm2"]["bias"])
+    assert not np.any(stats["norm"]["mean"]) and np.all(stats["norm"]["variance"] == 1)
+    assert not np.allclose(second["conv1"]["weight"], second["conv2"]["weight"])
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "text"),
+    [
+        (resnet.Config(depth=34), ValueError, "expected depth 18, 50 or 200, got 34"),
+        (resnet.Config(num_classes=0), ValueError, "expected num_classes >= 1, got 0"),
+        (resnet.Config(width=1.5), TypeError, "expected an integer width, got 1.5"),
+        (resnet.Config(small_images=1), TypeError, "expected a bool small_images, got 1"),
+    ],
+)
+def test_bad_config_is_named(config, error, text):
+    with pytest.raises(error, match=f"resnet: {text}"):
+        resnet.init(jax.random.key(0), config)
+
+
+def test_bad_images_are_named():
+    params, stats, images = _tiny(18, False)
+    with pytest.raises(TypeError, match="resnet: expected floating, .* uint8"):
+        resnet.apply(params, stats, images.astype(np.uint8), True)
+    with pytest.raises(ValueError, match=r"resnet: expected images \[B, H, W, 3\]"):
+        resnet.apply(params, stats, images[0], True)

@@ -1,0 +1,119 @@
+"""Verify: every part passes as the library stands, and a line fails where something is broken."""
+
+import itertools
+import pathlib
+import subprocess
+import sys
+import types
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dada import estimators, hypergradient, op_table
+from experiments import datasets, verify, verify_gradients, verify_ops
+
+IMAGES = datasets.load("embedded").train_images
+
+
+def op_lines(*names):
+    return {line.op: line for line in verify_ops.op_lines(0, IMAGES, names)}
+
+
+def test_every_op_has_a_pillow_call_and_a_range():
+    names = set(op_table.OPS)
+    assert set(verify_ops.PILLOW) == names == {row.name for row in verify_ops.SPACE.rows}
+    rows = {row.name: row for row in verify_ops.SPACE.rows}
+    assert verify_ops._value_range(rows["TranslateXAbs"]) == (-10, 10)
+    assert verify_ops._value_range(rows["Posterize2"]) == (0, 4)
+
+
+def test_ops_pass():
+    lines = op_lines("Rotate90", "Solarize", "Cutout")
+    assert all(line.passed for line in lines.values()), lines
+    assert lines["Rotate90"].pixels == 506 * 32 * 32 and lines["Rotate90"].found == "-"
+    assert lines["Cutout"].pixels == 14 * 257 * 32 * 32
+
+
+def test_broken_ops_fail(monkeypatch):
+    true_op = op_table.apply_op
+
+    def broken(name, image, value, center):
+        if name == "Brightness":  # the right pixels, but descent does not know where to go
+            return true_op(name, image, jax.lax.stop_gradient(value), center)
+        result = true_op(name, image, value, center)
+        return result.at[0, 0, 2].add(1 / 255) if name == "Invert" else result
+
+    monkeypatch.setattr(op_table, "apply_op", broken)
+    lines = op_lines("Invert", "Brightness", "FlipLR")
+    assert not lines["Invert"].passed and lines["Invert"].differ == 506  # one pixel per image
+    assert not lines["Brightness"].passed and lines["Brightness"].differ == 0
+    assert lines["FlipLR"].passed
+
+
+def test_hypergradients_pass_and_a_broken_one_fails(monkeypatch):
+    assert all(line.passed for line in verify_gradients.quadratic_lines(0))
+    true_hypergradient = hypergradient.exact_hypergradient
+    monkeypatch.setattr(
+        hypergradient, "exact_hypergradient", lambda *arguments: 1.001 * true_hypergradient(*arguments)
+    )
+    verdicts = [line.passed for line in verify_gradients.quadratic_lines(0)]
+    assert verdicts == [True, False, True, False]
+
+
+def test_estimators_pass():
+    lines = {line.estimator: line for line in verify_gradients.estimator_lines(0, 32_000)}
+    assert len(lines) == 5 and all(line.passed for line in lines.values()), lines
+    assert lines["RELAX"].variance < 0.5 * lines["REINFORCE"].variance
+    assert lines["REINFORCE, leave-one-out"].bias < 0.1 * lines["Gumbel-softmax"].bias + 0.02
+
+
+def test_a_broken_estimator_fails(monkeypatch):
+    # Costs divided by their spread, as is often done, are no gradient of their mean.
+    monkeypatch.setattr(estimators, "leave_one_out", lambda costs: (costs - costs.mean()) / costs.std())
+    lines = itertools.islice(verify_gradients.estimator_lines(0, 32_000), 2)
+    assert [line.passed for line in lines] == [True, False]
+
+
+def test_official_relax_passes_and_fails_without_a_control_variate(monkeypatch):
+    assert [line.passed for line in verify_gradients.official_relax_lines(0, 8)] == [True, True]
+    monkeypatch.setattr(estimators, "control_variate", lambda control, features: 0.0 * jnp.sum(features))
+    assert [line.passed for line in verify_gradients.official_relax_lines(0, 8)] == [True, False]
+
+
+class Line(NamedTuple):
+    what: str
+    relative_error: float
+    passed: bool
+
+
+def test_table_and_exit_code(monkeypatch, capsys):
+    lines = [Line("good", 0.0123, True), Line("bad", 2.0, False)]
+    part = verify.Part("Title", "What it is about.", Line, lambda seed: lines[: seed + 1])
+    monkeypatch.setattr(verify, "PARTS", (part,))
+    for seed, code in ((0, 0), (1, 1)):
+        monkeypatch.setattr(verify.flags, "FLAGS", types.SimpleNamespace(seed=seed))
+        with pytest.raises(SystemExit) as stopped:
+            verify.main([])
+        assert stopped.value.code == code
+    printed = capsys.readouterr().out
+    assert "device " in printed and f"jax {jax.__version__}" in printed
+    assert "1/1 Title\nWhat it is about.\n" in printed
+    table = [line for line in printed.splitlines() if line.startswith(("  what", "  good", "  bad"))]
+    assert [line.split() for line in table[-3:]] == [
+        ["what", "relative", "error", "verdict"],
+        ["good", "0.012", "ok"],
+        ["bad", "2.0", "FAIL"],
+    ]
+    assert len({line.rstrip().rindex(end) for line, end in zip(table[-3:], ("verdict", "ok", "FAIL"))}) == 1
+    assert printed.endswith("1 of 2 lines ok, 1 FAIL\n")
+
+
+def test_bad_flags_end_with_one_line():
+    for argument in ("--sed=1", "more"):
+        command = [sys.executable, "-m", "experiments.verify", argument]
+        root = pathlib.Path(__file__).resolve().parent.parent
+        done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+        assert done.returncode == 2 and not done.stdout
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
