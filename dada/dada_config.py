@@ -46,7 +46,7 @@ class Config:
     learning_rate_floor: float = 0.001
     momentum_decay: float = 0.9
     weight_decay: float = 2e-4
-    clip_norm: float = 5.0
+    clip_norm: float | None = 5.0
     policy_learning_rate: float = 0.05
     control_learning_rate: float = 0.01
     temperature: tuple[float, float] = (0.5, 0.5)

@@ -14,6 +14,10 @@ Spaces:
     deepaa            Identity and 14 ops of DeepAA; the sign is part of the action, as searched.
     deepaa_mirrored   the same, geometric values mirrored at random, as the published policies
                       were evaluated.
+    randaugment       14 ops of RandAugment and of TrivialAugment (RA): translations in pixels,
+                      enhancers from 0.1 to 1.9 without a random sign, level 0.5 their identity.
+    trivialaugment_wide   the same ops with wider ranges.
+    uniformaugment    16 ops: Invert and Cutout besides; translations up to 14.4 pixels.
 DeepAA's actions flip, cutout and crop differ between CIFAR and ImageNet; they are extra ops
 (`UNAVAILABLE_OPS`): policies that name them can be read and written, not yet sampled.
 
@@ -116,6 +120,28 @@ _CUTOUT = OpRow("Cutout", 0.0, 0.2, "fraction of width", 0.0, False)
 _COLOR = (*_POINT, _SOLARIZE, _POSTERIZE, *_ENHANCERS)
 _DADA = (*_GEOMETRIC, *_COLOR, _CUTOUT)
 
+
+def _trivial_ops(degrees, bits, factors, shear, pixels) -> tuple[OpRow, ...]:
+    """The ops of the TrivialAugment code in its order; level 1 is the largest value."""
+    enhancers = {
+        name: OpRow(name, *factors, "factor", 1.0, False)
+        for name in ("Color", "Contrast", "Brightness", "Sharpness")
+    }
+    return (
+        *_without_magnitude("Identity", "AutoContrast", "Equalize"),
+        OpRow("Rotate", 0.0, degrees, "degrees", 0.0, True),
+        OpRow("Solarize", 256.0, 0.0, "threshold", 256.0, False),
+        enhancers["Color"],
+        OpRow("Posterize", 8.0, bits, "bits", 8.0, False),
+        *(enhancers[name] for name in ("Contrast", "Brightness", "Sharpness")),
+        *(OpRow(name, 0.0, shear, "shear", 0.0, True) for name in ("ShearX", "ShearY")),
+        *(
+            OpRow(name, 0.0, pixels, "pixels", 0.0, True)
+            for name in ("TranslateXAbs", "TranslateYAbs")
+        ),
+    )
+
+
 _SPACES = {
     "dada": _DADA,
     "strength": (
@@ -139,6 +165,13 @@ _SPACES = {
         *_COLOR,
     ),
     "deepaa_mirrored": (*_without_magnitude("Identity"), *_GEOMETRIC, *_COLOR),
+    "randaugment": _trivial_ops(30.0, 4.0, (0.1, 1.9), 0.3, 10.0),
+    "trivialaugment_wide": _trivial_ops(135.0, 2.0, (0.01, 2.0), 0.99, 32.0),
+    "uniformaugment": (
+        *_trivial_ops(30.0, 4.0, (0.1, 1.9), 0.3, 14.4),
+        *_without_magnitude("Invert"),
+        _CUTOUT,
+    ),
 }
 
 SPACE_NAMES: tuple[str, ...] = tuple(_SPACES)

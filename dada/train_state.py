@@ -17,6 +17,7 @@ that only the mean inside the loss counts (averaging equal numbers changes nothi
 Copy alone: needs jax only.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +79,8 @@ def sgd_update(
       momentum: B, same tree.
       gradient: g, same tree.
       learning_rate: eta, number or scalar array.
-      weight_decay: lambda, on every parameter.
+      weight_decay: lambda, a number for every parameter, or a tree of numbers that is params or
+        the upper part of it.
       momentum_decay: mu.
       clip_norm: largest 2-norm of the whole gradient, above 0; None for no clipping.
       nesterov: Python bool.
@@ -92,8 +94,8 @@ def sgd_update(
     if clip_norm is not None:
         gradient = _clip(gradient, clip_norm)
 
-    def decayed(theta, g):
-        return g + jnp.asarray(weight_decay, theta.dtype) * theta
+    def decayed(decay, theta, g):
+        return g + jnp.asarray(decay, theta.dtype) * theta
 
     def next_momentum(b, h):
         return jnp.asarray(momentum_decay, h.dtype) * b + h
@@ -101,7 +103,13 @@ def sgd_update(
     def descend(theta, direction):
         return theta - jnp.asarray(learning_rate, theta.dtype) * direction
 
-    direction = jax.tree.map(decayed, params, gradient)
+    # A number is a tree of one leaf, and so the upper part of every tree.
+    direction = jax.tree.map(
+        lambda decay, *parts: jax.tree.map(functools.partial(decayed, decay), *parts),
+        weight_decay,
+        params,
+        gradient,
+    )
     new_momentum = jax.tree.map(next_momentum, momentum, direction)
     # Nesterov's direction h + mu B' has the form of the momentum update, B' in the place of B.
     step = jax.tree.map(next_momentum, new_momentum, direction) if nesterov else new_momentum
@@ -140,14 +148,16 @@ def cosine_schedule(
     return floor + (base_learning_rate - floor) * (1.0 + jnp.cos(jnp.pi * epoch / num_epochs)) / 2.0
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits, labels, *, label_smoothing=0.0):
     """Negative log-probability of the right class, per example.
 
-      l_i = log sum_c exp(logits_ic) - logits_i,label_i
+      l_i = log sum_c exp(logits_ic) - (1 - epsilon) logits_i,label_i - epsilon mean_c logits_ic
 
     Args:
       logits: [B, C], floating.
       labels: [B], integer in [0, C); another value gives NaN.
+      label_smoothing: epsilon in [0, 1], Python number; share of the target that is spread evenly
+        over all C classes.
     Returns:
       [B], dtype of the logits.
     Raises:
@@ -160,6 +170,8 @@ def cross_entropy(logits, labels):
     chosen = shifted.at[jnp.arange(labels.shape[0]), labels].get(
         mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
     )
+    if label_smoothing:
+        chosen = (1.0 - label_smoothing) * chosen + label_smoothing * jnp.mean(shifted, axis=-1)
     return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - chosen
 
 
@@ -190,6 +202,7 @@ def train_step(
     momentum_decay=0.9,
     clip_norm=None,
     nesterov=False,
+    label_smoothing=0.0,
     key=None,
     axis_name=None,
 ):
@@ -202,6 +215,7 @@ def train_step(
       labels: [B], integer.
       learning_rate: eta of this step.
       weight_decay: see `sgd_update`, like momentum_decay, clip_norm and nesterov.
+      label_smoothing: see `cross_entropy`.
       key: typed PRNG key for networks that draw random numbers, consumed; one per device.
       axis_name: mapped axis over which the batch is divided, or None.
     Returns:
@@ -212,7 +226,8 @@ def train_step(
         logits, batch_stats = apply(
             params, state.batch_stats, images, True, key, axis_name=axis_name
         )
-        loss = _mean_of_devices(jnp.mean(cross_entropy(logits, labels)), axis_name)
+        losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        loss = _mean_of_devices(jnp.mean(losses), axis_name)
         return loss, (batch_stats, accuracy(logits, labels))
 
     (loss, (batch_stats, right)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(

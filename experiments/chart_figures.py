@@ -1,4 +1,4 @@
-"""Figures made of numbers: the curves of a search, and the distribution that it learned.
+"""Figures made of numbers: the curves of a search or a training, and the distribution that was learned.
 
 Contract: arrays in, matplotlib figures out; no file is touched. To be called inside `figure_style.style()`.
 R ops, T logged steps. A distribution is a `policy_space.Parameters` of probabilities and levels.
@@ -60,6 +60,49 @@ def curves(title, metrics, op_names, initial_mass, planted=None):
     for panel in axes.values():
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.set(xlabel="search step", xlim=(0, 1.02 * steps[-1]))
+    return figure
+
+
+def training_curves(title, metrics, best):
+    """Draws loss, error and learning rate of a training over its epochs.
+
+    Args:
+      title: title of the page.
+      metrics: mapping from name to float [E], with "epoch".
+      best: index of the epoch with the best test accuracy.
+
+    Returns:
+      matplotlib Figure.
+    """
+    figure = _figure(title, 3.0)
+    loss, error, rate = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
+    epochs = metrics["epoch"]
+    for split, color, label in (
+        ("train", figure_style.TRAIN, "training (augmented)"),
+        ("test", figure_style.VALID, "test"),
+    ):
+        _line(loss, epochs, metrics[f"{split}_loss"], color, label)
+        _line(error, epochs, 100.0 * (1.0 - metrics[f"{split}_accuracy"]), color, label)
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside upper right", ncols=2, handlelength=1.2)
+    loss.set(title="Loss", ylabel="cross-entropy (nats)")
+    error.set(title="Error", ylabel="% wrong", ylim=(0, None))
+    test_error = 100.0 * (1.0 - metrics["test_accuracy"])
+    for index, name in ((best, "best"), (len(epochs) - 1, "last")):
+        error.plot(epochs[index], test_error[index], "o" if name == "last" else "D", **_HOLLOW)
+    error.text(
+        0.97,
+        0.97,
+        f"last (circle) {test_error[-1]:.2f}\nbest (diamond) {test_error[best]:.2f}",
+        transform=error.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8,
+    )
+    _line(rate, epochs, metrics["learning_rate"], figure_style.INK)
+    rate.set(title="Learning rate", ylabel="at the end of the epoch", ylim=(0, None))
+    for panel in (loss, error, rate):
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.set(xlabel="epoch", xlim=(0, 1.02 * epochs[-1]))
     return figure
 
 

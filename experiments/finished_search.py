@@ -112,12 +112,10 @@ def _read_metrics(path, num_ops):
 def _read_planted(path, flag, space):
     if not flag:
         return None
-    name, _, value = flag.partition(":")
+    name, value = flag.split(":")
     rows = [row for row in space.rows if row.name == name]
     if not rows:
         raise ValueError(f"{path / 'flags.txt'}, planted_op: {name} is not an op of the search space")
-    row = rows[0]
-    # Without a value, that of level one half.
-    value = float(value) if value else 0.5 * (row.low + row.high)
-    text = figure_style.value_text(row._replace(random_sign=False), value) if row.unit else ""
-    return Planted(name, value, f"{name} {text}".strip())
+    row = rows[0]._replace(random_sign=False)
+    text = figure_style.value_text(row, float(value)) if row.unit else ""
+    return Planted(name, float(value), f"{name} {text}".strip())

@@ -16,21 +16,13 @@ from absl import flags
 
 from dada import dada_config, dada_official, op_table, policy_table
 from dada.models import wide_resnet
-from experiments import command_line, datasets, search_loop, search_run
+from experiments import command_line, datasets, run_flags, search_loop, search_run, seeds
 
 FLAGS = flags.FLAGS
+flags.adopt_module_key_flags(run_flags)
 
-flags.DEFINE_string("run_dir", None, "Folder for everything that the run writes; new or empty.")
-flags.DEFINE_bool("resume", False, "Go on with a run that was interrupted, from its last checkpoint.")
-flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
-flags.DEFINE_integer("num_seeds", 1, "Searches with seeds seed, seed + 1, ...", lower_bound=1)
 flags.DEFINE_integer("max_steps", None, "End after this many steps.", lower_bound=1)
-
-flags.DEFINE_string("dataset", "embedded", f"One of {', '.join(datasets.NAMES)}, an .npz or a folder.")
-flags.DEFINE_string("data_dir", None, "Folder with the official files of CIFAR or SVHN.")
-flags.DEFINE_bool("download", False, "Fetch the official files into --data_dir if they are missing.")
 flags.DEFINE_string("planted_op", None, "NAME or NAME:VALUE, applied to every validation image.")
-flags.DEFINE_string("model", "wrn_40_2", "Network, wrn_DEPTH_WIDTH.")
 
 flags.DEFINE_enum("preset", "corrected", ("corrected", "official"), "Official: as the released code does.")
 flags.DEFINE_string("search_space", None, "Default: strength; dada in the official preset.")
@@ -46,12 +38,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("top_k", 25, "Sub-policies that the policy keeps.", lower_bound=1)
 
-flags.DEFINE_integer("epochs", 20, "Passes over the training half.", lower_bound=1)
-flags.DEFINE_integer("batch_size", 128, "Training images per step.", lower_bound=2)
 flags.DEFINE_integer("valid_batch_size", None, "Validation images per step; --batch_size.", lower_bound=1)
-flags.DEFINE_float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
-flags.DEFINE_float("weight_decay", 2e-4, "Of the network.", lower_bound=0.0)
-flags.DEFINE_float("clip_norm", 5.0, "Largest norm of the network's gradient.", lower_bound=1e-6)
 flags.DEFINE_float("policy_learning_rate", None, "Adam. Default: 0.05; official: 0.005.", lower_bound=0.0)
 flags.DEFINE_float(
     "control_learning_rate", None, "Adam, of RELAX's control variate. Default: 0.01; official: 0.005.",
@@ -61,9 +48,6 @@ flags.DEFINE_float("temperature", None, "Of relaxed samples: 0.5; 1.0 for mixtur
 flags.DEFINE_float(
     "final_temperature", None, "At the end. Default: --temperature; 0.1 for mixtures.", lower_bound=1e-3
 )
-flags.DEFINE_integer("crop_padding", 4, "Random crop with this padding before the policy.", lower_bound=0)
-flags.DEFINE_bool("flip", True, "Random horizontal flip before the policy.")
-flags.DEFINE_integer("cutout_length", 16, "Side of the cutout after the policy; 0 for none.", lower_bound=0)
 
 
 def _model(name: str, num_classes: int) -> wide_resnet.Config:
@@ -83,6 +67,7 @@ def resolve_flags() -> dict[str, Any]:
     name = f"dada_{pathlib.Path(FLAGS.dataset).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
     defaults = {
         "run_dir": str(pathlib.Path("runs") / name),
+        "epochs": 20,
         "search_space": "dada" if is_official else "strength",
         "valid_batch_size": FLAGS.batch_size,
         "draws": settings["draws"],
@@ -135,6 +120,7 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
         temperature=(FLAGS.temperature, FLAGS.final_temperature),
         mean=tuple(dataset.mean.tolist()),
         std=tuple(dataset.std.tolist()),
+        clip_norm=FLAGS.clip_norm or None,
         **{
             name: getattr(FLAGS, name)
             for name in (
@@ -145,7 +131,6 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
                 "hypergradient",
                 "learning_rate",
                 "weight_decay",
-                "clip_norm",
                 "policy_learning_rate",
                 "control_learning_rate",
                 "crop_padding",
@@ -166,7 +151,7 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
         dataset=dataset,
         data=data,
         sizes=(FLAGS.batch_size, FLAGS.valid_batch_size),
-        planted=planted and planted[0],
+        planted=planted,
         max_steps=FLAGS.max_steps,
     )
 
@@ -176,22 +161,16 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
     resolved = resolve_flags()
     task = _task(datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download))
-    seeds = range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds)
-    root = pathlib.Path(FLAGS.run_dir)
-    if len(seeds) > 1 and not FLAGS.resume and root.exists() and any(root.iterdir()):
-        raise ValueError(f"{root} is not an empty folder: choose another, or add --resume")
-    folders = {
-        seed: search_run.open_folder(
-            root if len(seeds) == 1 else root / f"seed_{seed}",
-            {**resolved, "seed": seed, "num_seeds": 1},
-            resume=FLAGS.resume,
-            may_be_missing=len(seeds) > 1,
-        )
-        for seed in seeds
-    }
-    # All seeds at once on an accelerator, one after the other on a CPU, which vmap slows five times.
-    for group in [list(seeds)] if search_loop.scans() else [[seed] for seed in seeds]:
-        results = search_run.run(task, {seed: folders[seed] for seed in group})
+    if task.planted:
+        resolved["planted_op"] = "{}:{}".format(*task.planted)
+    folders = seeds.open_folders(
+        pathlib.Path(FLAGS.run_dir),
+        range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds),
+        resolved,
+        resume=FLAGS.resume,
+    )
+    for group in seeds.groups(folders):
+        results = search_run.run(task, group)
         for seed, found in results.items():
             folder = folders[seed]
             print(f"\nseed {seed}\n{policy_table.format_table(found)}")

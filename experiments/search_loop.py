@@ -1,13 +1,8 @@
-"""Runs search steps over a data set that lies on the device.
-
-On an accelerator an epoch is one `lax.scan`. On a CPU the same step is called from a Python loop, because
-XLA:CPU runs convolution gradients inside any loop 35 to 100 times slower than outside.
-"""
+"""The search step on the two halves of a data set that lies on the device, and its cost in plain steps."""
 
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dada import augment, dada_config, dada_search, op_table, train_state
+from experiments import compiled_loop
 
 
 class Data(NamedTuple):
@@ -55,9 +51,7 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 def _batch(key: jax.Array, data: dada_search.Batch, step: jax.Array, size: int) -> dada_search.Batch:
     """Batch `step` of an endless stream in which every pass has a new random order."""
     count = data.labels.shape[0]
-    per_pass = steps_per_epoch(count, size)
-    order = jax.random.permutation(jax.random.fold_in(key, step // per_pass), count)
-    indices = order[((step % per_pass) * size + jnp.arange(size)) % count]
+    indices = compiled_loop.shuffled_indices(key, step, count, size, steps_per_epoch(count, size))
     return dada_search.Batch(data.images[indices], data.labels[indices])
 
 
@@ -96,70 +90,17 @@ def plain_step(config, sizes, state, key, data):
     return state._replace(train=train), metrics
 
 
-def scans() -> bool:
-    """Whether steps are scanned on the device: not on CPU."""
-    return jax.default_backend() != "cpu"
-
-
-def _several(step: Callable, count: int) -> Callable:
-    """`count` steps as one function, with metrics stacked along the first axis."""
-
-    def run(state, key, data):
-        return jax.lax.scan(lambda state, _: step(state, key, data), state, length=count)
-
-    return run
-
-
-class CompiledLoop:
-    """Compiled steps of one search, and the seconds that compiling took.
-
-    A class because it owns compiled programs, one for each number of steps that is scanned at once.
-    `vmap_seeds` maps state and key over a leading axis of seeds.
-    """
-
-    def __init__(self, step, config, sizes, vmap_seeds=False):
-        self._step = functools.partial(step, config, sizes)
-        self._vmap_seeds = vmap_seeds
-        self._programs = {}
-        self.seconds_compile = 0.0
-
-    def run(self, state, key, data, count) -> Iterator[tuple[Any, Any, int]]:
-        """Takes `count` steps. Yields (state, metrics with a leading axis of steps, steps in it)."""
-        if scans():
-            yield *self._call(count, state, key, data), count
-            return
-        for _ in range(count):
-            state, metrics = self._call(1, state, key, data)
-            yield state, metrics, 1
-
-    def _call(self, count, state, key, data):
-        if count not in self._programs:
-            if scans():
-                function = _several(self._step, count)
-            else:
-                function = lambda *arguments: _with_axis(self._step(*arguments))  # noqa: E731
-            if self._vmap_seeds:
-                function = jax.vmap(function, in_axes=(0, 0, None))
-            start = time.perf_counter()
-            self._programs[count] = jax.jit(function).lower(state, key, data).compile()
-            self.seconds_compile += time.perf_counter() - start
-        return jax.block_until_ready(self._programs[count](state, key, data))
-
-
-def _with_axis(result):
-    state, metrics = result
-    return state, jax.tree.map(lambda leaf: leaf[None], metrics)
-
-
 def plain_step_ratio(config, sizes, search, state, key, data, rounds: int = 3) -> float:
     """Seconds of a search step over those of a plain training step, alternating, median of `rounds`.
 
     Args:
-      search: the CompiledLoop of the search itself.
+      search: the compiled_loop.CompiledLoop of the search itself.
       rounds: each round times one search step and two plain steps (on an accelerator, scans of them).
     """
-    count = config.steps_per_epoch if scans() else 1
-    plain = CompiledLoop(plain_step, config, sizes, vmap_seeds=search._vmap_seeds)
+    count = config.steps_per_epoch if compiled_loop.scans() else 1
+    plain = compiled_loop.CompiledLoop(
+        functools.partial(plain_step, config, sizes), vmap_seeds=search.vmap_seeds
+    )
     seconds = {search: [], plain: []}
     for program, repeats in ((search, 0), (plain, 0), *((search, 1), (plain, 2)) * rounds):
         if not repeats:  # compile, and touch all memory once

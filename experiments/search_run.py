@@ -1,17 +1,17 @@
 """One search from its first step to its policy file: steps, metrics, checkpoints, summary, figures."""
 
+import functools
 import statistics
 import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
 from dada import dada_config, dada_search, policy, policy_space, policy_table
 from dada.models import wide_resnet
-from experiments import command_line, datasets, plot, run_folder, search_loop
+from experiments import command_line, compiled_loop, datasets, plot, run_folder, search_loop, seeds
 
 
 class Task(NamedTuple):
@@ -22,14 +22,8 @@ class Task(NamedTuple):
     dataset: datasets.Dataset
     data: search_loop.Data
     sizes: tuple[int, int]  # training and validation images per step
-    planted: str | None
+    planted: tuple[str, float] | None  # op and value on every validation image
     max_steps: int | None
-
-
-def open_folder(path, flags, *, resume: bool, may_be_missing: bool) -> run_folder.RunFolder:
-    """A run folder for one seed; a resumed run of several seeds may not have started all of them."""
-    resume = resume and not (may_be_missing and not path.exists())
-    return run_folder.create(path, flags, resume=resume)
 
 
 def _start(task: Task, seed: int) -> tuple[dada_search.SearchState, jax.Array]:
@@ -37,14 +31,6 @@ def _start(task: Task, seed: int) -> tuple[dada_search.SearchState, jax.Array]:
     model_key, search_key, data_key = jax.random.split(jax.random.key(seed), 3)
     params, batch_stats = wide_resnet.init(model_key, task.model)
     return dada_search.init(search_key, task.config, params, batch_stats), data_key
-
-
-def _stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _each(tree, count):
-    return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(count)]  # noqa: B023
 
 
 def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, policy.Policy]:
@@ -68,9 +54,10 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, polic
     for folder in folders.values():
         folder.clean(first)
     is_vmapped = count > 1
-    state, key = (_stack(states), _stack(data_keys)) if is_vmapped else (states[0], data_keys[0])
+    state, key = (seeds.stack(states), seeds.stack(data_keys)) if is_vmapped else (states[0], data_keys[0])
 
-    loop = search_loop.CompiledLoop(search_loop.search_step, config, task.sizes, vmap_seeds=is_vmapped)
+    step = functools.partial(search_loop.search_step, config, task.sizes)
+    loop = compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped)
     total = min(config.num_epochs * config.steps_per_epoch, task.max_steps or np.inf)
     lines = [run_folder.read_metrics(folder.path) for folder in folders.values()]
     seconds_before = lines[0][-1]["seconds"] if lines[0] else 0.0
@@ -84,18 +71,18 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, polic
                 state = after
                 elapsed = seconds_before + seconds + time.perf_counter() - start
                 elapsed -= loop.seconds_compile - compiled
-                metrics = jax.tree.map(np.asarray, metrics if is_vmapped else _stack([metrics]))
+                metrics = jax.tree.map(np.asarray, metrics if is_vmapped else seeds.stack([metrics]))
                 _log(folders, metrics, done, elapsed)
                 done += taken
                 bar.update(taken)
                 bar.set_postfix_str(_progress(config, metrics))
             seconds += time.perf_counter() - start - (loop.seconds_compile - compiled)
-            for folder, one in zip(folders.values(), _each(state, count) if is_vmapped else [state]):
+            for folder, one in zip(folders.values(), seeds.each(state, count) if is_vmapped else [state]):
                 folder.save(done, one)
 
     ratio = search_loop.plain_step_ratio(config, task.sizes, loop, state, key, task.data)
     found = {}
-    for (seed, folder), one in zip(folders.items(), _each(state, count) if is_vmapped else [state]):
+    for (seed, folder), one in zip(folders.items(), seeds.each(state, count) if is_vmapped else [state]):
         found[seed] = dada_search.extract_policy(
             config, one, seed=seed, data_set=task.dataset.name, source="found by this project's search"
         )
@@ -157,7 +144,8 @@ def _summary(task, folder, state, found):
         },
     }
     if task.planted:
-        summary["planted"] = {"op": task.planted, **_lead(lines, names.index(task.planted))}
+        name, value = task.planted
+        summary["planted"] = {"op": name, "value": value, **_lead(lines, names.index(name))}
     return summary
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import PIL
 from absl import flags
 
-from experiments import command_line, datasets, verify_gradients, verify_ops
+from experiments import command_line, datasets, verify_estimators, verify_hypergradient, verify_ops
 
 
 class Part(NamedTuple):
@@ -42,10 +42,10 @@ PARTS = (
     Part(
         "Ops",
         f"""\
-Pixels: {verify_ops.NUM_VALUES} values over the range of the op, on real images, noise and constants; none may
-differ from Pillow's. Level gradient: from y = op(x, v*), descent on mean |op(x, v) - y|^2 from a
-quarter of the range away must find v* to {100 * verify_ops.TOLERANCE:.0f} % of the range (bits: the same whole number)
-for at least {verify_ops.ENOUGH} of {verify_ops.NUM_TARGETS} targets.""",
+Pixels: {verify_ops.NUM_VALUES} values over the range of the op, on real images, noise and constants; none
+may differ from Pillow's. Level gradient: from y = op(x, v*), descent on mean |op(x, v) - y|^2 from a
+quarter of the range away must find v* (to {100 * verify_ops.TOLERANCE:.0f} % of the range; bits: the
+same whole number) for at least {verify_ops.ENOUGH} of {verify_ops.NUM_TARGETS} targets.""",
         verify_ops.OpLine,
         _op_lines,
     ),
@@ -54,26 +54,27 @@ for at least {verify_ops.ENOUGH} of {verify_ops.NUM_TARGETS} targets.""",
         """\
 |found - expected| / |expected| in float64. The quadratic problem has a closed form; WRN-10-1 on images
 of 8 x 8 is compared with differences of its validation loss one step later, and of its gradients.""",
-        verify_gradients.HypergradientLine,
-        verify_gradients.hypergradient_lines,
+        verify_hypergradient.HypergradientLine,
+        verify_hypergradient.hypergradient_lines,
     ),
     Part(
         "Estimators",
         f"""\
-A pair policy over 4 ops, one planted; {verify_gradients.NUM_DRAWS:,} draws for each, in groups of {verify_gradients.GROUP}.
-Bias: |mean - exact|, exact by enumeration of every draw; unbiased is within {verify_gradients.STANDARD_ERRORS:g} standard errors.
-Variance: of one draw, over all entries; RELAX must be below REINFORCE with the same costs. Its control
-variate was trained before, on draws of its own.""",
-        verify_gradients.EstimatorLine,
-        verify_gradients.estimator_lines,
+A pair policy over 4 ops, one planted; {verify_estimators.NUM_DRAWS:,} draws for each estimator,
+in groups of {verify_estimators.GROUP}. Bias: |mean - exact|, exact by enumeration of
+every draw; unbiased is within {verify_estimators.STANDARD_ERRORS:g} standard errors. Variance: of one draw,
+over all entries; RELAX must be below REINFORCE with the same costs. Its control variate was trained before,
+on other draws.""",
+        verify_estimators.EstimatorLine,
+        verify_estimators.estimator_lines,
     ),
     Part(
         "Official RELAX",
         """\
 The released code takes RELAX at two losses and subtracts. Largest difference from REINFORCE on the
 same draws, over the largest entry of REINFORCE; 15 ops, a Q network with weights far from zero, float64.""",
-        verify_gradients.OfficialLine,
-        verify_gradients.official_relax_lines,
+        verify_estimators.OfficialLine,
+        verify_estimators.official_relax_lines,
     ),
 )
 

@@ -13,12 +13,13 @@ LIBRARY = sorted((ROOT / "dada").rglob("*.py"))
 ALL = LIBRARY + sorted((ROOT / "experiments").rglob("*.py"))
 # From the leaves upwards: a file imports only from earlier rows.
 LAYERS = [
-    {"relaxation", "estimators", "hypergradient", "layers", "color_ops", "spatial_ops", "train_state"},
+    {"relaxation", "estimators", "hypergradient", "layers", "color_ops", "spatial_ops", "train_state"}
+    | {"schedules"},
     {"op_table", "models", "policy_space"},
     {"policy", "fast_path", "relaxed_augment", "dada_official"},
-    {"policy_table", "sampling", "dada_config"},
+    {"policy_table", "sampling", "dada_config", "baselines"},
     {"augment"},
-    {"search_input"},
+    {"search_input", "policy_training"},
     {"dada_search"},
 ]
 # Networks and steps, where the key is optional or belongs to a draw that comes with it.
@@ -68,7 +69,7 @@ def test_the_library_needs_jax_numpy_optax_and_chex_only(path):
     assert packages <= {"jax", "numpy", "optax", "chex", "dada"}
 
 
-@pytest.mark.parametrize("name", ["relaxation", "estimators", "hypergradient", "train_state"])
+@pytest.mark.parametrize("name", ["relaxation", "estimators", "hypergradient", "train_state", "schedules"])
 def test_leaves_can_be_copied_alone(name):
     packages = {module.split(".")[0] for module in imported(ROOT / "dada" / f"{name}.py")}
     assert packages <= LEAF_PACKAGES

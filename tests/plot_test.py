@@ -33,7 +33,7 @@ def make_run(path, *, kind="pairs", planted="Invert", dataset="embedded", leader
         path,
         {
             **{"dataset": dataset, "search_space": "strength", "extra_ops": ["Rotate90"], "seed": 1},
-            **{"policy_space": kind, "planted_op": planted},
+            **{"policy_space": kind, "planted_op": planted and f"{planted}:0.5"},
         },
     )
     space = op_table.search_space("strength", ("Rotate90",))

@@ -1,6 +1,7 @@
-"""PyramidNet with ShakeDrop: sizes of the originals, the law of the noise, and the network written out."""
+"""PyramidNet: sizes of the originals, the law of ShakeDrop, and the network written out."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ import pytest
 from dada import layers
 from dada.models import pyramidnet
 
+# Compiling takes most of the time here.
+QUICK = {"xla_backend_optimization_level": 0}
 TINY = pyramidnet.Config(depth=11, alpha=6, num_classes=5)
 
 
@@ -57,7 +60,7 @@ def test_layer_shapes():
     assert planes[1][:3] == [85, 87, 89] and planes[1][-2:] == [147, 149]
     assert planes[2][:2] == [152, 154] and planes[2][-3:] == [212, 214, 216]
     channels = 16
-    for block, size in zip(sum(shapes["stages"], []), sum(planes, [])):
+    for block, size in zip(itertools.chain(*shapes["stages"]), itertools.chain(*planes)):
         assert block == {
             "norm1": {"scale": (channels,), "bias": (channels,)},
             "conv1": {"weight": (1, 1, channels, size)},
@@ -85,8 +88,8 @@ def test_layer_shapes():
 
 def test_law_of_shake_drop(monkeypatch):
     factors = _record_shake(monkeypatch)
-    shapes = _shapes(pyramidnet.Config(depth=92, alpha=1))
-    num_blocks, num_keys = 30, 2048
+    shapes = _shapes(pyramidnet.Config(depth=29, alpha=1))
+    num_blocks, num_keys = 9, 2048
 
     def draw(key):
         factors.clear()
@@ -94,7 +97,7 @@ def test_law_of_shake_drop(monkeypatch):
         pyramidnet.apply(params, stats, jnp.zeros((6, 4, 4, 3)), True, key)
         return jnp.array(factors)
 
-    drawn = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), num_keys))
+    drawn = jax.jit(jax.vmap(draw), compiler_options=QUICK)(jax.random.split(jax.random.key(0), num_keys))
     forward, backward = np.moveaxis(drawn, 2, 0)
     assert forward.shape == (num_keys, num_blocks, 6)
     # One gate for the whole batch: an image is never dropped alone.
@@ -102,9 +105,8 @@ def test_law_of_shake_drop(monkeypatch):
     assert np.all(forward[~dropped] == 1.0) and np.all(backward[~dropped] == 1.0)
     rates = 0.5 * np.arange(1, num_blocks + 1) / num_blocks
     np.testing.assert_allclose(dropped.mean(0), rates, atol=0.045)
-    np.testing.assert_allclose(dropped.mean(), rates.mean(), atol=0.006)
-    correlation = np.corrcoef(dropped[:, 5:].T)
-    np.testing.assert_allclose(correlation, np.eye(num_blocks - 5), atol=0.12)
+    np.testing.assert_allclose(dropped.mean(), rates.mean(), atol=0.015)
+    np.testing.assert_allclose(np.corrcoef(dropped.T), np.eye(num_blocks), atol=0.1)
 
     forward, backward = forward[dropped], backward[dropped]
     assert -1 <= forward.min() < -0.99 and 0.99 < forward.max() < 1
@@ -117,7 +119,7 @@ def test_law_of_shake_drop(monkeypatch):
     np.testing.assert_allclose(np.cov(variables.T), expected, atol=0.015)
 
 
-# --- The network, block by block -------------------------------------------------------------------
+# --- The network, block by block ------------------------------------------------------------------
 
 
 def _norm(params, stats, inputs, is_training):
@@ -155,61 +157,62 @@ def _definition(params, stats, images, is_training, noise):
     return features @ params["dense"]["weight"] + params["dense"]["bias"]
 
 
-@pytest.mark.parametrize("is_training", [True, False])
-def test_network_and_its_derivatives_are_those_of_the_definition(monkeypatch, is_training):
+def test_training_and_its_derivatives_are_those_of_the_definition(monkeypatch):
     factors = _record_shake(monkeypatch)
     with jax.enable_x64(True):
         params, stats, images = jax.tree.map(jnp.asarray, _tiny())
         random = np.random.RandomState(1)
         direction = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape), params)
-        weights = random.standard_normal((4, 5))
 
-        @jax.jit
+        def function(params):
+            return pyramidnet.apply(params, stats, images, True, jax.random.key(3))
+
+        @functools.partial(jax.jit, compiler_options=QUICK)
         def both(params):
             factors.clear()
-            key = jax.random.key(3) if is_training else None
-            function = functools.partial(
-                pyramidnet.apply, batch_stats=stats, images=images, is_training=is_training
+            logits, tangent, new_stats = jax.jvp(function, (params,), (direction,), has_aux=True)
+            noise = jnp.array(factors, float)
+            expected, expected_tangent = jax.jvp(
+                lambda p: _definition(p, stats, images, True, noise), (params,), (direction,)
             )
-            logits, pullback, new_stats = jax.vjp(
-                lambda p: function(p, key=key), params, has_aux=True
-            )
-            noise = jnp.array(factors, float).reshape(-1, 2, 4)
-            tangent = jax.jvp(lambda p: function(p, key=key)[0], (params,), (direction,))[1]
-            expected, expected_pullback = jax.vjp(
-                lambda p: _definition(p, stats, images, is_training, noise), params
-            )
-            return (
-                (logits, pullback(weights), jnp.sum(weights * tangent)),
-                (expected, expected_pullback(weights)),
-                new_stats,
-                noise,
-            )
+            gradient = jax.grad(lambda p: jnp.vdot(tangent, function(p)[0]))(params)
+            return logits, tangent, expected, expected_tangent, gradient, new_stats, noise
 
-        (logits, gradient, slope), (expected, expected_gradient), new_stats, noise = both(params)
+        logits, tangent, expected, expected_tangent, gradient, new_stats, noise = both(params)
         # This key opens some gates and closes others.
-        assert not is_training or 0 < np.sum(noise[:, 0, 0] == 1) < 3
+        assert 0 < np.sum(noise[:, 0, 0] == 1) < 3
         assert logits.dtype == float
         np.testing.assert_allclose(logits, expected, rtol=1e-9)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9),
-            gradient,
-            expected_gradient,
+        np.testing.assert_allclose(tangent, expected_tangent, rtol=1e-8)
+        # Reverse mode is the transpose of forward mode.
+        products = jax.tree.map(lambda a, b: np.vdot(a, b), gradient, direction)
+        np.testing.assert_allclose(
+            sum(jax.tree.leaves(products)), np.vdot(tangent, tangent), rtol=1e-8
         )
-        products = jax.tree.map(lambda a, b: jnp.sum(a * b), gradient, direction)
-        np.testing.assert_allclose(slope, sum(jax.tree.leaves(products)), rtol=1e-8)
-        changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), new_stats, stats)
         assert jax.tree.structure(new_stats) == jax.tree.structure(stats)
-        assert set(jax.tree.leaves(changed)) == {is_training}
+        assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (new_stats, stats))))
 
 
-def test_eight_devices_equal_one_and_evaluation_ignores_the_key():
+def test_evaluation_is_that_of_the_definition_whatever_the_key():
+    params, stats, images = _tiny()
+    with jax.enable_x64(True):
+        apply = jax.jit(pyramidnet.apply, static_argnums=3, compiler_options=QUICK)
+        definition = jax.jit(_definition, static_argnums=3, compiler_options=QUICK)
+        logits, same_stats = apply(params, stats, images, False)
+        expected = definition(params, stats, images, False, None)
+        np.testing.assert_allclose(logits, expected, rtol=1e-9)
+        jax.tree.map(np.testing.assert_array_equal, same_stats, stats)
+        keyed, _ = apply(params, stats, images, False, jax.random.key(1))
+        np.testing.assert_array_equal(keyed, logits)
+
+
+def test_noise_and_statistics_of_eight_devices_equal_one():
     params, stats, _ = _tiny()
     images = np.random.RandomState(2).standard_normal((16, 4, 4, 3))
     images += np.arange(16)[:, None, None, None] / 4
     mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.enable_x64(True):
-        apply = jax.jit(pyramidnet.apply, static_argnums=3)
+        apply = jax.jit(pyramidnet.apply, static_argnums=3, compiler_options=QUICK)
         expected = apply(params, stats, images, True, jax.random.key(0))
         actual = jax.jit(
             jax.shard_map(
@@ -219,22 +222,18 @@ def test_eight_devices_equal_one_and_evaluation_ignores_the_key():
                 mesh=mesh,
                 in_specs=(jax.P(), jax.P(), jax.P("device"), jax.P()),
                 out_specs=(jax.P("device"), jax.P()),
-            )
+            ),
+            compiler_options=QUICK,
         )(params, stats, images, jax.random.key(0))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), actual, expected)
         other = apply(params, stats, images, True, jax.random.key(1))
         assert np.all(np.abs(other[0] - expected[0]) > 1e-6)
 
-        evaluated = apply(params, stats, images, False, jax.random.key(0))
-        again = apply(params, stats, images, False, jax.random.key(1))
-        np.testing.assert_array_equal(evaluated[0], again[0])
-
 
 def test_initial_values():
     config = pyramidnet.Config(11, 24, 10)
-    params, stats = pyramidnet.init(jax.random.key(3), config)
-    again, _ = pyramidnet.init(jax.random.key(3), config)
-    jax.tree.map(np.testing.assert_array_equal, params, again)
+    init = jax.jit(pyramidnet.init, static_argnums=1, compiler_options=QUICK)
+    params, stats = init(jax.random.key(3), config)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {np.dtype(np.float32)}
     block = params["stages"][2][0]
     for name, fan_out in (("conv1", 40), ("conv2", 9 * 40), ("conv3", 160)):
@@ -265,7 +264,7 @@ def test_bad_input_is_named():
     params, stats, images = _tiny()
     with pytest.raises(ValueError, match="pyramidnet: training draws noise and needs a key"):
         pyramidnet.apply(params, stats, images, True)
-    with pytest.raises(TypeError, match="pyramidnet: expected floating, .* uint8"):
+    with pytest.raises(TypeError, match=r"pyramidnet: expected floating, .* uint8"):
         pyramidnet.apply(params, stats, images.astype(np.uint8), False)
     with pytest.raises(ValueError, match=r"pyramidnet: expected images \[B, H, W, 3\]"):
         pyramidnet.apply(params, stats, images[0], False)

@@ -15,7 +15,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from dada import policy
-from experiments import run_folder, search
+from experiments import compiled_loop, run_folder, search
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = flags.FLAGS
@@ -130,6 +130,20 @@ def test_killed_and_resumed_is_the_straight_run(files, finished):
     assert (files / "killed" / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()
     for straight, resumed in zip(*map(run_folder.read_metrics, (finished, files / "killed"))):
         assert {**straight, "seconds": 0} == {**resumed, "seconds": 0}
+
+
+def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finished, monkeypatch):
+    monkeypatch.setattr(compiled_loop, "scans", lambda: True)
+    both = run(files, "at_once", num_seeds=2, max_steps=4)  # an epoch, and a part of the next
+    both = run(files, "at_once", num_seeds=2, resume=True)
+    for seed in (0, 1):
+        assert run_folder.read_summary(both / f"seed_{seed}")["seeds_at_once"] == 2
+    scanned, single = (run_folder.read_metrics(path) for path in (both / "seed_0", finished))
+    assert [line["step"] for line in scanned] == [line["step"] for line in single]
+    for name in ("train_loss", "valid_loss", "op_mass"):
+        np.testing.assert_allclose(
+            [line[name] for line in scanned], [line[name] for line in single], rtol=0.02, atol=0.002
+        )
 
 
 def test_official_preset_and_max_steps(files):

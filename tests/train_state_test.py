@@ -380,3 +380,25 @@ def test_step_of_eight_devices_equals_one(mapping):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected
     )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_label_smoothing_is_cross_entropy_with_a_softened_target(smoothing):
+    random = np.random.RandomState(0)
+    logits, labels = random.standard_normal((6, 4)), random.randint(0, 4, 6)
+    target = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
+    log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    actual = train_state.cross_entropy(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(labels), label_smoothing=smoothing
+    )
+    np.testing.assert_allclose(actual, -(target * log_probability).sum(-1), rtol=1e-5)
+
+
+def test_weight_decay_may_differ_between_parameters():
+    params = _float32(_tree(np.random.RandomState(0)))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    _, momentum = train_state.sgd_update(
+        params, zeros, zeros, learning_rate=1.0, weight_decay={"weight": 0.5, "bias": 0.0}
+    )
+    np.testing.assert_allclose(momentum["weight"], 0.5 * params["weight"])
+    np.testing.assert_array_equal(momentum["bias"][0], 0.0)

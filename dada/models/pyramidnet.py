@@ -10,10 +10,10 @@ arrays of the same layout:
       norm3 conv3 norm4           BN, ReLU, 1x1 convolution, BN
     norm, dense                   BN, ReLU, global average, linear
 
-`batch_stats` holds the norms only. Block l of L has round(16 + alpha l / L) channels inside and four
-times as many at its end. Shortcuts have no parameters: a 2x2 average where the stride is 2, and
-zeros for the channels that the input lacks. No convolution has a bias. PyramidNet-272 with alpha 200
-has 26,210,842 parameters for 10 classes and 26,288,692 for 100.
+`batch_stats` holds the norms only. Block l of L has round(16 + alpha l / L) channels inside and
+four times as many at its end. Shortcuts have no parameters: a 2x2 average where the stride is 2,
+and zeros for the channels that the input lacks. No convolution has a bias. PyramidNet-272 with
+alpha 200 has 26,210,842 parameters for 10 classes and 26,288,692 for 100.
 
 ShakeDrop, on the residual of block l, with p = 0.5 l / L the probability of a drop:
 

@@ -17,8 +17,9 @@ the same layout:
 A ReLU follows every sum. `batch_stats` holds the norms only. No convolution has a bias. With 1000
 classes ResNet-18 has 11,689,512 parameters, ResNet-50 25,557,032 and ResNet-200 64,673,832.
 
-Two ways it differs from the paper, as most implementations do: the stride of a bottleneck block sits
-in its 3x3 convolution, and every change of channels or resolution has a convolution as shortcut.
+Two ways it differs from the paper, as most implementations do: the stride of a bottleneck block
+sits in its 3x3 convolution, and every change of channels or resolution has a convolution as
+shortcut.
 
 Copy with it: layers.py.
 

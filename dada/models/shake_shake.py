@@ -20,8 +20,9 @@ for each image, block and forward pass. A block adds to its shortcut
     alpha h1 + (1 - alpha) h2      in training, and derivatives are those of beta h1 + (1 - beta) h2
     h1 / 2 + h2 / 2                in evaluation
 
-The two convolutions of a shortcut see different pixels where the stride is 2: rows and columns 0, 2,
-4, ... and 1, 3, 5, ... (zero beyond the edge). The first shortcut, of stride 1, is shifted alike.
+The two convolutions of a shortcut see different pixels where the stride is 2: rows and columns
+0, 2, 4, ... and 1, 3, 5, ... (zero beyond the edge). The first shortcut, of stride 1, is shifted
+alike.
 
 Copy with it: layers.py.
 
@@ -39,8 +40,8 @@ STEM_CHANNELS = 16
 STAGE_WIDTHS = (1, 2, 4)
 STAGE_STRIDES = (1, 2, 2)
 
-# Whether jax.jvp of `apply` works, alone and nested with jax.grad: the derivative with beta is given
-# as a rule for forward mode.
+# Whether jax.jvp of `apply` works, alone and nested with jax.grad: the derivative with beta is
+# given as a rule for forward mode.
 FORWARD_MODE = True
 
 

@@ -1,0 +1,54 @@
+"""Runs that differ in nothing but their seed: their folders, and their states as one.
+
+On an accelerator all seeds run at once, mapped by `vmap`; on a CPU, which `vmap` over weights slows five
+times, one after the other.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import compiled_loop, run_folder
+
+
+def open_folders(
+    root: pathlib.Path, seeds: range, flags: dict[str, Any], *, resume: bool
+) -> dict[int, run_folder.RunFolder]:
+    """Opens the run folders by seed: `root` itself for one seed, else root/seed_N.
+
+    Args:
+      root: folder of the run.
+      seeds: one or more.
+      flags: resolved flags; each folder gets those of a run with its seed alone.
+      resume: go on in folders of an earlier start, which may not have come to all seeds.
+
+    Raises:
+      ValueError: a new run in a folder with content, or a resumed run with other flags.
+      FileNotFoundError: a resumed run in a folder that no run has left.
+    """
+    is_many = len(seeds) > 1
+    if is_many and not resume and root.exists() and any(root.iterdir()):
+        raise ValueError(f"{root} is not an empty folder: choose another, or add --resume")
+    folders = {}
+    for seed in seeds:
+        path = root / f"seed_{seed}" if is_many else root
+        resumes = resume and not (is_many and not path.exists())
+        folders[seed] = run_folder.create(path, {**flags, "seed": seed, "num_seeds": 1}, resume=resumes)
+    return folders
+
+
+def groups(folders: dict[int, run_folder.RunFolder]) -> list[dict[int, run_folder.RunFolder]]:
+    """The seeds that run at once, in turn."""
+    return [folders] if compiled_loop.scans() else [{seed: one} for seed, one in folders.items()]
+
+
+def stack(trees):
+    """Trees of equal structure as one, with a leading axis of seeds."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def each(tree, count: int) -> list:
+    """The trees of all seeds, from one with a leading axis of seeds."""
+    return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(count)]  # noqa: B023

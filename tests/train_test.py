@@ -1,0 +1,250 @@
+"""The training binary: same bits after a kill, last and best epoch, recipes, one line on bad input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from dada import policy, train_state
+from dada.models import wide_resnet
+from experiments import compiled_loop, run_folder, train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "experiments" / "flags").glob("train_*.flags"))
+SMALL = {
+    "model": "wrn_10_1",
+    "policy": "dada_cifar10",
+    "epochs": 6,
+    "batch_size": 16,
+    "eval_batch_size": 5,
+    "learning_rate": 0.05,
+    "crop_padding": 1,
+    "cutout_length": 2,
+}
+TIMES = {"seconds": 0, "seconds_train": 0}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A data set of 84 images of 8 x 8 in 4 classes, and a compilation cache that all runs share."""
+    folder = tmp_path_factory.mktemp("train")
+    generator = np.random.default_rng(0)
+    labels = np.arange(84) % 4
+    images = generator.integers(0, 80, (84, 8, 8, 3)) + 40 * labels[:, None, None, None]
+    np.savez(
+        folder / "tiny.npz",
+        train_images=images.astype(np.uint8),
+        train_labels=labels,
+        test_images=images[:12].astype(np.uint8),
+        test_labels=labels[:12],
+    )
+    np.savez(folder / "wide.npz", train_images=np.zeros((20, 8, 6, 3), np.uint8), train_labels=labels[:20])
+    policy.save(folder / "rotate90.json", policy.from_sequences("dada", [[]], extra_ops=("Rotate90",)))
+    settings = {
+        "jax_compilation_cache_dir": str(folder / "cache"),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def run(folder, name, **changes):
+    """Runs the training in this process; returns its run folder."""
+    settings = {**SMALL, "dataset": str(folder / "tiny.npz"), "run_dir": str(folder / name), **changes}
+    with flagsaver.flagsaver(**settings):
+        train.main([])
+    return folder / name
+
+
+def start(folder, name, *more):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+    command = [
+        *(sys.executable, "-m", "experiments.train", f"--dataset={folder / 'tiny.npz'}"),
+        *(f"--run_dir={folder / name}", *(f"--{key}={value}" for key, value in SMALL.items()), *more),
+    ]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def weights(path):
+    """The last checkpoint of a run."""
+    params, stats = wide_resnet.init(jax.random.key(0), wide_resnet.Config(10, 1, 4))
+    return run_folder.RunFolder(path).restore(train_state.init(params, stats))
+
+
+def without_times(path):
+    return [{**line, **TIMES} for line in run_folder.read_metrics(path)]
+
+
+@pytest.fixture(scope="module")
+def finished(files):
+    return run(files, "first")
+
+
+def test_a_run_leaves_its_folder(finished):
+    summary, lines = run_folder.read_summary(finished), run_folder.read_metrics(finished)
+    assert [line["epoch"] for line in lines] == list(range(1, 7))
+    assert [line["step"] for line in lines] == list(range(5, 31, 5))  # 84 // 16, the last part is dropped
+    assert int(weights(finished).step) == 30
+    errors = [1 - line["test_accuracy"] for line in lines]
+    assert summary["last"]["epoch"] == 6 and summary["last"]["test_error"] == errors[-1]
+    assert summary["best"]["test_error"] == min(errors)
+    assert summary["best"]["epoch"] == 1 + errors.index(min(errors))
+    assert all(abs(12 * error - round(12 * error)) < 1e-9 for error in errors)  # twelve test images
+    assert summary["num_parameters"] == 77_796 and summary["recipe"]["policy"] == "dada_cifar10"
+    assert not {"seed", "run_dir", "smoke"} & set(summary["recipe"])
+    assert abs(sum(summary["op_mass"].values()) - 1.0) < 0.5
+    assert min(summary[k] for k in ("seconds_compile", "seconds_run", "images_per_second")) > 0
+    written = policy.load(finished / "policy.json")
+    assert policy.to_json(written) == policy.to_json(policy.load("dada_cifar10"))
+    assert (finished / "figures" / "curves.png").stat().st_size > 10_000
+    assert json.loads((finished / "environment.json").read_text())["platform"] == "cpu"
+
+
+def test_the_network_learns(finished):
+    lines = run_folder.read_metrics(finished)
+    assert lines[-1]["train_loss"] < 0.7 * np.log(4) < lines[0]["train_loss"]
+
+
+def test_killed_and_resumed_is_the_straight_run(files, finished):
+    process = start(files, "killed")
+    deadline = time.monotonic() + 240
+    while (run_folder.RunFolder(files / "killed").latest_step() or 0) < 10:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (files / "killed" / "summary.json").exists()
+    assert run_folder.RunFolder(files / "killed").latest_step() < 30
+    process = start(files, "killed", "--resume")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    jax.tree.map(np.testing.assert_array_equal, weights(finished), weights(files / "killed"))
+    assert without_times(files / "killed") == without_times(finished)
+    summaries = [run_folder.read_summary(path) for path in (finished, files / "killed")]
+    assert summaries[0]["best"] == summaries[1]["best"]
+
+
+def test_seeds_have_folders_of_their_own(files, finished):
+    both = run(files, "both", num_seeds=2)
+    assert without_times(both / "seed_0") == without_times(finished)
+    assert without_times(both / "seed_1") != without_times(finished)
+
+
+def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finished, monkeypatch):
+    monkeypatch.setattr(compiled_loop, "scans", lambda: True)
+    both = run(files, "at_once", num_seeds=2)
+    assert run_folder.read_summary(both / "seed_1")["seeds_at_once"] == 2
+    scanned, single = (run_folder.read_metrics(path) for path in (both / "seed_0", finished))
+    for name in ("train_loss", "learning_rate"):
+        np.testing.assert_allclose(
+            [line[name] for line in scanned], [line[name] for line in single], rtol=0.02, atol=0.002
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(files):
+    process = start(files, "diverged", "--learning_rate=1e30", "--clip_norm=0")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 2
+    assert "the loss of seed 0 is not finite at step" in errors.splitlines()[-1], errors
+    assert str(files / "diverged") in errors.splitlines()[-1]
+    assert run_folder.read_metrics(files / "diverged") == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_read_and_say_what_they_reproduce(path, files):
+    text = path.read_text()
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    assert "Hours and hardware" in header[-1] and len(header) >= 3
+    values = flags.FlagValues()
+    values.append_flag_values(flags.FLAGS)
+    with flagsaver.flagsaver():
+        values(["train", f"--flagfile={path}", f"--dataset={files / 'tiny.npz'}", "--batch_size=4"])
+        resolved = train.resolve_flags()
+        task = train._task(train.datasets.load(train.FLAGS.dataset), resolved)
+    assert task.config.num_epochs == int(text.split("--epochs=")[1].split()[0])
+
+
+@pytest.mark.parametrize(
+    "stem", ["train_cifar10_wrn_28_10_dada", "train_cifar10_wrn_28_10_trivialaugment_8_copies"]
+)
+def test_smoke_takes_two_steps_and_writes_nothing(stem, files, capsys):
+    path = ROOT / "experiments" / "flags" / f"{stem}.flags"
+    values = flags.FlagValues()
+    values.append_flag_values(flags.FLAGS)
+    small = ("--model=wrn_10_1", "--batch_size=4", f"--run_dir={files / 'smoke'}", "--smoke")
+    with flagsaver.flagsaver():
+        values(["train", f"--flagfile={path}", f"--dataset={files / 'tiny.npz'}", *small])
+        train.main([])
+    assert "wrn_10_1, 77,796 parameters, loss" in capsys.readouterr().out
+    assert not (files / "smoke").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "resnet"}, "--model: models: expected a network"),
+        ({"model": "wrn_11_1"}, "--model: wide_resnet: expected depth 6 n"),
+        ({"dataset": "mnist"}, "data set 'mnist': expected one of embedded"),
+        ({"dataset": "cifar10"}, "needs --data_dir"),
+        ({"policy": "dada_cifar11"}, "--policy: policy: got 'dada_cifar11', expected a file or one of"),
+        ({"policy": "randaugment:2"}, "--policy: got 'randaugment:2', expected one of none, random:SEED"),
+        ({"policy": "randaugment:2,31"}, "M = 31, expected N of 1 or more and M in 0..30"),
+        ({"policy": "deepaa_cifar_1"}, "--policy=deepaa_cifar_1: search space .* is not available"),
+        ({"batch_size": 128}, "has only 84 training images"),
+        ({"schedule": "step"}, "decay_epochs: got none"),
+        ({"schedule": "step", "decay_epochs": ["30", "x"]}, "--decay_epochs: got 30,x, expected numbers"),
+        ({"warmup_multiplier": 4.0}, "warm-up: got multiplier 4.0 over 0"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(files, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(files, "refused", **changes)
+    assert not (files / "refused").exists()
+
+
+def test_a_policy_for_square_images_is_refused_on_others(files):
+    changes = {"dataset": str(files / "wide.npz"), "policy": str(files / "rotate90.json"), "batch_size": 8}
+    with pytest.raises(ValueError, match="Rotate90 needs square images, got 8 x 6"):
+        run(files, "refused", **changes)
+
+
+def test_a_run_of_another_network_is_not_resumed(files, finished):
+    before = (finished / "summary.json").read_bytes()
+    with pytest.raises(ValueError, match="not an empty folder"):
+        run(files, "first")
+    with pytest.raises(ValueError, match=r"was run with --model=wrn_10_1, got wrn_16_1"):
+        run(files, "first", resume=True, model="wrn_16_1")
+    assert (finished / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch=3"], "unknown flag --epoch; did you mean --epochs?"),
+        (["--policy=deepaa_cifar_1"], "is not available yet"),
+    ],
+)
+def test_the_command_line_fails_with_one_line_and_exit_code_2(files, arguments, message):
+    process = start(files, "refused", *arguments)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], errors
