@@ -134,11 +134,10 @@ def test_killed_and_resumed_is_the_straight_run(files, finished):
 
 def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finished, monkeypatch):
     monkeypatch.setattr(compiled_loop, "scans", lambda: True)
-    both = run(files, "at_once", num_seeds=2, max_steps=4)  # an epoch, and a part of the next
-    both = run(files, "at_once", num_seeds=2, resume=True)
+    both = run(files, "at_once", num_seeds=2, max_steps=3)
     for seed in (0, 1):
         assert run_folder.read_summary(both / f"seed_{seed}")["seeds_at_once"] == 2
-    scanned, single = (run_folder.read_metrics(path) for path in (both / "seed_0", finished))
+    scanned, single = (run_folder.read_metrics(path)[:3] for path in (both / "seed_0", finished))
     assert [line["step"] for line in scanned] == [line["step"] for line in single]
     for name in ("train_loss", "valid_loss", "op_mass"):
         np.testing.assert_allclose(

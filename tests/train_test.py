@@ -16,14 +16,14 @@ from absl.testing import flagsaver
 
 from dada import policy, train_state
 from dada.models import wide_resnet
-from experiments import compiled_loop, run_folder, train
+from experiments import command_line, compiled_loop, run_folder, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "experiments" / "flags").glob("train_*.flags"))
 SMALL = {
     "model": "wrn_10_1",
     "policy": "dada_cifar10",
-    "epochs": 6,
+    "epochs": 5,
     "batch_size": 16,
     "eval_batch_size": 5,
     "learning_rate": 0.05,
@@ -47,7 +47,7 @@ def files(tmp_path_factory):
         test_images=images[:12].astype(np.uint8),
         test_labels=labels[:12],
     )
-    np.savez(folder / "wide.npz", train_images=np.zeros((20, 8, 6, 3), np.uint8), train_labels=labels[:20])
+    np.savez(folder / "tall.npz", images=np.zeros((20, 8, 6, 3), np.uint8), labels=labels[:20])
     policy.save(folder / "rotate90.json", policy.from_sequences("dada", [[]], extra_ops=("Rotate90",)))
     settings = {
         "jax_compilation_cache_dir": str(folder / "cache"),
@@ -100,11 +100,11 @@ def finished(files):
 
 def test_a_run_leaves_its_folder(finished):
     summary, lines = run_folder.read_summary(finished), run_folder.read_metrics(finished)
-    assert [line["epoch"] for line in lines] == list(range(1, 7))
-    assert [line["step"] for line in lines] == list(range(5, 31, 5))  # 84 // 16, the last part is dropped
-    assert int(weights(finished).step) == 30
+    assert [line["epoch"] for line in lines] == list(range(1, 6))
+    assert [line["step"] for line in lines] == list(range(5, 26, 5))  # 84 // 16, the last part is dropped
+    assert int(weights(finished).step) == 25
     errors = [1 - line["test_accuracy"] for line in lines]
-    assert summary["last"]["epoch"] == 6 and summary["last"]["test_error"] == errors[-1]
+    assert summary["last"]["epoch"] == 5 and summary["last"]["test_error"] == errors[-1]
     assert summary["best"]["test_error"] == min(errors)
     assert summary["best"]["epoch"] == 1 + errors.index(min(errors))
     assert all(abs(12 * error - round(12 * error)) < 1e-9 for error in errors)  # twelve test images
@@ -132,7 +132,7 @@ def test_killed_and_resumed_is_the_straight_run(files, finished):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (files / "killed" / "summary.json").exists()
-    assert run_folder.RunFolder(files / "killed").latest_step() < 30
+    assert run_folder.RunFolder(files / "killed").latest_step() < 25
     process = start(files, "killed", "--resume")
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -160,12 +160,10 @@ def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finishe
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(files):
-    process = start(files, "diverged", "--learning_rate=1e30", "--clip_norm=0")
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 2
-    assert "the loss of seed 0 is not finite at step" in errors.splitlines()[-1], errors
-    assert str(files / "diverged") in errors.splitlines()[-1]
+    with pytest.raises(command_line.Interrupted, match=r"seed 0 is not finite at step [23] .*diverged"):
+        run(files, "diverged", policy="none", learning_rate=1e30, clip_norm=0.0)
     assert run_folder.read_metrics(files / "diverged") == []
+    assert run_folder.RunFolder(files / "diverged").latest_step() is None
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -182,11 +180,8 @@ def test_recipes_are_read_and_say_what_they_reproduce(path, files):
     assert task.config.num_epochs == int(text.split("--epochs=")[1].split()[0])
 
 
-@pytest.mark.parametrize(
-    "stem", ["train_cifar10_wrn_28_10_dada", "train_cifar10_wrn_28_10_trivialaugment_8_copies"]
-)
-def test_smoke_takes_two_steps_and_writes_nothing(stem, files, capsys):
-    path = ROOT / "experiments" / "flags" / f"{stem}.flags"
+def test_smoke_takes_two_steps_and_writes_nothing(files, capsys):
+    path = ROOT / "experiments" / "flags" / "train_cifar10_wrn_28_10_trivialaugment_8_copies.flags"
     values = flags.FlagValues()
     values.append_flag_values(flags.FLAGS)
     small = ("--model=wrn_10_1", "--batch_size=4", f"--run_dir={files / 'smoke'}", "--smoke")
@@ -221,7 +216,7 @@ def test_bad_input_is_refused_before_anything_is_written(files, changes, message
 
 
 def test_a_policy_for_square_images_is_refused_on_others(files):
-    changes = {"dataset": str(files / "wide.npz"), "policy": str(files / "rotate90.json"), "batch_size": 8}
+    changes = {"dataset": str(files / "tall.npz"), "policy": str(files / "rotate90.json"), "batch_size": 8}
     with pytest.raises(ValueError, match="Rotate90 needs square images, got 8 x 6"):
         run(files, "refused", **changes)
 
