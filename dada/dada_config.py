@@ -16,7 +16,7 @@ class Config:
     """Static settings of a search; hashable. Defaults: the paper's CIFAR-10 search, corrected.
 
     Attributes:
-      apply: network, (params, batch_stats, images, is_training, axis_name=) -> (logits, batch_stats).
+      apply: network, (params, batch_stats, images, is_training, key, axis_name=) -> (logits, batch_stats).
       space: the ops, their ranges and sign rules.
       num_epochs, steps_per_epoch: length of the search; they set the learning-rate schedule.
       preset: "corrected", or "official": what the released code does, defects included.

@@ -128,6 +128,8 @@ def gradients(
     heat = dada_config.temperature(config, train.step)
     step_key = jax.random.fold_in(state.key, train.step)
     keys = search_input.image_keys(step_key, train_batch.images.shape[0], axis_name)
+    # For networks that draw noise; no image has this index.
+    network_key = jax.random.fold_in(step_key, 2**32 - 1)
     draw_keys = keys.draw if config.draws == "image" else search_input.image_keys(step_key, 1).draw
     draws = jax.vmap(policy_space.draw, (0, None))(draw_keys, dada_config.distribution(config, parameters))
 
@@ -139,7 +141,9 @@ def gradients(
     inputs, pull_back_inputs = jax.vjp(network_input, parameters)
 
     def losses(params, inputs):
-        logits, stats = config.apply(params, train.batch_stats, inputs, True, axis_name=axis_name)
+        logits, stats = config.apply(
+            params, train.batch_stats, inputs, True, network_key, axis_name=axis_name
+        )
         return train_state.cross_entropy(logits, train_batch.labels), (logits, stats)
 
     def mean_loss(params, inputs):
@@ -168,7 +172,9 @@ def gradients(
     valid_images = augment.normalize(valid_batch.images, config.mean, config.std)
 
     def valid_loss(params):
-        logits, _ = config.apply(params, train.batch_stats, valid_images, True, axis_name=axis_name)
+        logits, _ = config.apply(
+            params, train.batch_stats, valid_images, True, network_key, axis_name=axis_name
+        )
         loss = jnp.mean(train_state.cross_entropy(logits, valid_batch.labels))
         return _mean(loss, axis_name), logits
 

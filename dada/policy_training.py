@@ -170,13 +170,13 @@ def network_input(keys, config, images, epoch):
     return augment.random_cutout(keys.cutout, images, config.cutout_length)
 
 
-def step(config, state, key, images, labels):
+def step(key, config, state, images, labels):
     """One update on a batch of bytes.
 
     Args:
+      key: typed key of the whole training; the update folds in the number of updates done.
       config: Config, static.
       state: train_state.TrainState.
-      key: typed key of the whole training; the update folds in the number of updates done.
       images: uint8 [B, H, W, 3].
       labels: int [B].
     Returns:

@@ -1,10 +1,12 @@
-"""Draws the figures of a search from its run folder: python -m experiments.plot RUN
+"""Draws the figures of a search or a training from its run folder: python -m experiments.plot RUN
 
     RUN/figures/sample_images.png     training images per class; validation images after the planted op
     RUN/figures/ops.png               every op of the search space over its levels
     RUN/figures/curves.png            losses, accuracies, entropy, temperature, op mass over the steps
     RUN/figures/policy.png            op mass, probabilities, levels, weights of the pairs
     RUN/figures/augmented_images.png  images before and after the policy
+
+and of a training curves.png alone (`train_plot`).
 
 Reads the run folder and the data set that its flags name, and writes the figures of an earlier start again.
 """
@@ -25,6 +27,7 @@ from experiments import (
     image_figures,
     run_folder,
     search_loop,
+    train_plot,
 )
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -223,7 +226,8 @@ def _captions(space, draws):
 def main(arguments):
     if len(arguments) != 1:
         raise ValueError(f"got {len(arguments)} arguments, expected one: the run folder")
-    for path in draw(arguments[0]):
+    is_training = "policy" in run_folder.read_flags(arguments[0])
+    for path in (train_plot.draw if is_training else draw)(arguments[0]):
         print(path)
 
 

@@ -12,10 +12,10 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 from absl import flags
 
-from dada import dada_config, dada_official, op_table, policy_table
-from dada.models import wide_resnet
+from dada import dada_config, dada_official, models, op_table, policy_table
 from experiments import command_line, datasets, run_flags, search_loop, search_run, seeds
 
 FLAGS = flags.FLAGS
@@ -48,13 +48,6 @@ flags.DEFINE_float("temperature", None, "Of relaxed samples: 0.5; 1.0 for mixtur
 flags.DEFINE_float(
     "final_temperature", None, "At the end. Default: --temperature; 0.1 for mixtures.", lower_bound=1e-3
 )
-
-
-def _model(name: str, num_classes: int) -> wide_resnet.Config:
-    parts = name.split("_")
-    if len(parts) != 3 or parts[0] != "wrn" or not all(part.isdecimal() for part in parts[1:]):
-        raise ValueError(f"--model: got {name!r}, expected wrn_DEPTH_WIDTH, for example wrn_40_2")
-    return wide_resnet.Config(int(parts[1]), int(parts[2]), num_classes)
 
 
 def resolve_flags() -> dict[str, Any]:
@@ -112,8 +105,10 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
     size = dataset.train_images.shape[1:3]
     if size[0] != size[1] and "Rotate90" in FLAGS.extra_ops:
         raise ValueError(f"--extra_ops: Rotate90 needs square images, got {size[0]} x {size[1]}")
+    network, network_config = models.by_name(FLAGS.model, dataset.num_classes, max(size))
+    jax.eval_shape(lambda: network.init(jax.random.key(0), network_config))  # refuses a wrong depth
     config = dada_config.Config(
-        apply=wide_resnet.apply,
+        apply=network.apply,
         space=space,
         num_epochs=FLAGS.epochs,
         steps_per_epoch=search_loop.steps_per_epoch(len(train_indices), FLAGS.batch_size),
@@ -147,7 +142,7 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
         data = data._replace(valid=data.valid._replace(images=images))
     return search_run.Task(
         config=config,
-        model=_model(FLAGS.model, dataset.num_classes),
+        model=(network, network_config),
         dataset=dataset,
         data=data,
         sizes=(FLAGS.batch_size, FLAGS.valid_batch_size),

@@ -86,6 +86,7 @@ def plain_step(config, sizes, state, key, data):
         weight_decay=config.weight_decay,
         momentum_decay=config.momentum_decay,
         clip_norm=config.clip_norm,
+        key=state.key,
     )
     return state._replace(train=train), metrics
 

@@ -3,6 +3,7 @@
 import functools
 import statistics
 import time
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,6 @@ import numpy as np
 import tqdm
 
 from dada import dada_config, dada_search, policy, policy_space, policy_table
-from dada.models import wide_resnet
 from experiments import command_line, compiled_loop, datasets, plot, run_folder, search_loop, seeds
 
 
@@ -18,7 +18,7 @@ class Task(NamedTuple):
     """What to search, apart from the seed."""
 
     config: dada_config.Config
-    model: wide_resnet.Config
+    model: tuple[ModuleType, Any]  # from models.by_name
     dataset: datasets.Dataset
     data: search_loop.Data
     sizes: tuple[int, int]  # training and validation images per step
@@ -29,7 +29,8 @@ class Task(NamedTuple):
 def _start(task: Task, seed: int) -> tuple[dada_search.SearchState, jax.Array]:
     """State and data key of a seed."""
     model_key, search_key, data_key = jax.random.split(jax.random.key(seed), 3)
-    params, batch_stats = wide_resnet.init(model_key, task.model)
+    network, network_config = task.model
+    params, batch_stats = network.init(model_key, network_config)
     return dada_search.init(search_key, task.config, params, batch_stats), data_key
 
 

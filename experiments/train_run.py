@@ -11,15 +11,7 @@ import numpy as np
 import tqdm
 
 from dada import policy, policy_table, policy_training, train_state
-from experiments import (
-    chart_figures,
-    command_line,
-    compiled_loop,
-    datasets,
-    figure_style,
-    run_folder,
-    seeds,
-)
+from experiments import command_line, compiled_loop, datasets, run_folder, seeds, train_plot
 
 
 class Data(NamedTuple):
@@ -57,7 +49,7 @@ def train_step(config, batch_size, state, key, data):
         order_key, state.step, data.train_labels.shape[0], batch_size, config.steps_per_epoch
     )
     return policy_training.step(
-        config, state, step_key, data.train_images[index], data.train_labels[index]
+        step_key, config, state, data.train_images[index], data.train_labels[index]
     )
 
 
@@ -200,11 +192,7 @@ def _finish(task, folder, timing):
         **timing,
     }
     folder.write_summary(summary)
-    metrics = {name: np.array([line[name] for line in lines], np.float64) for name in lines[0]}
-    title = "{policy}, {model}, {dataset}".format(**task.recipe)
-    with figure_style.style():
-        figure = chart_figures.training_curves(title, metrics, best)
-        figure_style.save(folder.figures_path / "curves.png", figure)
+    train_plot.draw(folder.path)
     return summary
 
 

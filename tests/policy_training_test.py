@@ -55,7 +55,7 @@ def data(count=BATCH, seed=0):
 
 @functools.partial(jax.jit, static_argnums=0)
 def step(settings, state, key, images, labels):
-    return policy_training.step(settings, state, key, images, labels)
+    return policy_training.step(key, settings, state, images, labels)
 
 
 def show(params, batch_stats, images, is_training, key=None, *, axis_name=None):

@@ -155,7 +155,7 @@ def test_official_preset_and_max_steps(files):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "resnet"}, "--model"),
+        ({"model": "resnet"}, "expected a network of the form wrn_"),
         ({"dataset": "mnist"}, "data set 'mnist': expected one of embedded"),
         ({"dataset": "missing.npz"}, "missing.npz"),
         ({"dataset": "cifar10"}, "needs --data_dir"),

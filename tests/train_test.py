@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 
 from dada import policy, train_state
 from dada.models import wide_resnet
-from experiments import command_line, compiled_loop, run_folder, train
+from experiments import command_line, compiled_loop, plot, run_folder, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "experiments" / "flags").glob("train_*.flags"))
@@ -116,6 +116,14 @@ def test_a_run_leaves_its_folder(finished):
     assert policy.to_json(written) == policy.to_json(policy.load("dada_cifar10"))
     assert (finished / "figures" / "curves.png").stat().st_size > 10_000
     assert json.loads((finished / "environment.json").read_text())["platform"] == "cpu"
+
+
+def test_plot_draws_the_same_figure_again(finished, capsys):
+    figure = finished / "figures" / "curves.png"
+    before = figure.read_bytes()
+    figure.unlink()
+    plot.main([str(finished)])
+    assert figure.read_bytes() == before and str(figure) in capsys.readouterr().out
 
 
 def test_the_network_learns(finished):
