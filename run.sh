@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # ./run.sh                a quick DADA search on the embedded real images (about 4 minutes on two cores)
 # ./run.sh search FLAGS   a search with your own flags, for example --flagfile=experiments/flags/planted.flags
+# ./run.sh train FLAGS    trains a network with a policy: --flagfile=experiments/flags/train_quick.flags
 # ./run.sh verify         prints the evidence that the parts do what they say (two minutes)
 # ./run.sh test           the tests
 # The first call makes .venv and installs requirements.txt; PYTHON=python3.12 ./run.sh picks the interpreter.
@@ -21,7 +22,7 @@ case "$verb" in
   quick)
     exec .venv/bin/python -m experiments.search --flagfile=experiments/flags/dada_quick.flags \
       --run_dir="runs/quick_$(date +%Y%m%d_%H%M%S)" "$@" ;;
-  search | plot | verify) exec .venv/bin/python -m "experiments.$verb" "$@" ;;
+  search | train | plot | verify) exec .venv/bin/python -m "experiments.$verb" "$@" ;;
   test) exec .venv/bin/python -m pytest "$@" ;;
-  *) echo "error: got '$verb', expected quick, search, plot, verify or test" >&2; exit 2 ;;
+  *) echo "error: got '$verb', expected quick, search, train, plot, verify or test" >&2; exit 2 ;;
 esac

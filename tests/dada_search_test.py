@@ -14,6 +14,7 @@ from dada import (
     dada_official,
     dada_search,
     hypergradient,
+    layers,
     op_table,
     policy_space,
     search_input,
@@ -327,9 +328,20 @@ def test_a_planted_op_comes_out_on_top(planted):
     assert float(metrics["entropy"]) < np.log(6)
 
 
+def normalized_apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):
+    """`apply` with its images batch-normalised, so that images and devices depend on each other."""
+    images, batch_stats = layers.batch_norm(
+        params["norm"], batch_stats, images, is_training, momentum=0.1, axis_name=axis_name
+    )
+    return apply(params, {}, images, is_training)[0], batch_stats
+
+
 def test_one_device_and_eight_agree():
-    settings = config(clip_norm=1e6)  # clipping would hide a gradient that is eight times too large
-    state, train, valid = spread(start(settings), settings), batch(0), batch(1)
+    # Clipping would hide a gradient that is eight times too large.
+    settings = config(clip_norm=1e6, apply=normalized_apply)
+    norm, stats = layers.init_batch_norm(3)
+    state = dada_search.init(jax.random.key(0), settings, {**network(), "norm": norm}, stats)
+    state, train, valid = spread(state, settings), batch(0), batch(1)
     expected = jitted_gradients(settings, state, train, valid)
     after, _ = jitted_step(settings, state, train, valid)
     divided = jax.pmap(
