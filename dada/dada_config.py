@@ -19,7 +19,8 @@ class Config:
       apply: network, (params, batch_stats, images, is_training, key, axis_name=) -> (logits, batch_stats).
       space: the ops, their ranges and sign rules.
       num_epochs, steps_per_epoch: length of the search; they set the learning-rate schedule.
-      preset: "corrected", or "official": what the released code does, defects included.
+      preset: "corrected", or "official": what the released code does, defects included; its other
+        settings are `dada_official.SETTINGS`, as in Config(..., **dada_official.SETTINGS).
       policy_space: "pairs" or "slots", see `policy_space`.
       draws: "image" or "batch": what shares one draw of sub-policy and bits.
       estimator: one of `ESTIMATORS`.
@@ -27,6 +28,7 @@ class Config:
       learning_rate ... clip_norm: SGD of the network.
       policy_learning_rate: Adam of the policy, betas 0.5 and 0.999.
       control_learning_rate: Adam of RELAX's control variate.
+      share_between_pairs: pairs that have an op in common share gradients; not in the official preset.
       temperature: (at the start, at the end), linear in between; of the relaxed samples.
       crop_padding, flip, cutout_length: base augmentation around the policy, as in the papers.
       mean, std: per channel, of images in [0, 1].
@@ -49,6 +51,7 @@ class Config:
     clip_norm: float | None = 5.0
     policy_learning_rate: float = 0.05
     control_learning_rate: float = 0.01
+    share_between_pairs: bool = True
     temperature: tuple[float, float] = (0.5, 0.5)
     crop_padding: int = 4
     flip: bool = True

@@ -7,6 +7,9 @@ Kept on purpose, each with the reason why it is a defect:
 - The categorical log-probability is added to each of the N K entries, so its score is N K times too large.
 - Levels get the gradient of "image + level", the same for every op and for ops without a magnitude.
 - Raw probabilities and levels are learned, clipped where they are used: absorbing at 0 and 1.
+- The unrolled step is not clipped, the real one is (`dada_search.gradients`).
+- The learning rate runs one epoch ahead, and the policy is read before the last epoch (`dada_config`,
+  `dada_search.extract_policy`). The validation batch is the same in every step; the caller passes it.
 - The centre of the op Cutout lies half a pixel off.
 - Gumbel variant: what was not drawn is modelled as an image of ones.
 

@@ -248,7 +248,7 @@ def step(
         chex.assert_equal_shape_prefix([batch.images, batch.labels], 1)
         chex.assert_type([batch.images, batch.labels], [jnp.uint8, jnp.int32])
     found, train, metrics = gradients(config, state, train_batch, valid_batch, axis_name)
-    if config.preset == "corrected":
+    if config.share_between_pairs and config.preset == "corrected":
         found = policy_space.share_between_pairs(found[0], len(config.space.rows)), found[1]
     updates, optimizer = _optimizer(config).update(found, state.optimizer)
     new_policy, control = optax.apply_updates((state.policy, state.control), updates)
@@ -313,7 +313,17 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> policy.Pol
 
     Returns:
       A Policy of kind "sub_policies".
+
+    Raises:
+      ValueError: the rows of `config.space` are not those of the search space of its name.
     """
+    base_rows = len(op_table.search_space(config.space.name).rows)
+    extra_ops = tuple(row.name for row in config.space.rows[base_rows:])
+    if config.space != op_table.search_space(config.space.name, extra_ops):
+        raise ValueError(
+            f"space: got rows {', '.join(row.name for row in config.space.rows)}, expected those of "
+            f"{config.space.name!r}, which the policy will be read with, and extra ops behind them"
+        )
     is_official = config.preset == "official"
     parameters = dada_config.distribution(config, state.epoch_policy if is_official else state.policy)
     op, probability, level = (
@@ -337,11 +347,10 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> policy.Pol
         rule = "the most probable op of each slot"
     if is_official:
         rule += ", as of the start of the last epoch"
-    base_rows = len(op_table.search_space(config.space.name).rows)
     return policy.Policy(
         kind="sub_policies",
         search_space=config.space.name,
-        extra_ops=tuple(row.name for row in config.space.rows[base_rows:]),
+        extra_ops=extra_ops,
         content=policy.SubPolicies(rows, probability, level, weight),
         method="dada",
         preset=config.preset,

@@ -60,9 +60,11 @@ def alignment_finite_difference(
       radius: length of the displacement R v; 0.01 in the papers.
 
     Returns:
-      Like `alignment`, up to O(R^2), ReLU kinks and rounding. Gradient: the difference of the two.
+      Like `alignment`, up to O(R^2), ReLU kinks and rounding; 0 for a zero direction. Gradient: the
+        difference of the two.
     """
-    step = radius / global_norm(direction)
+    norm = global_norm(direction)
+    step = radius / jnp.where(norm > 0, norm, 1.0)  # along a zero direction nothing changes
     above, below = (
         per_example_loss(jax.tree.map(lambda p, d: p + sign * step * d, params, direction))  # noqa: B023
         for sign in (1.0, -1.0)

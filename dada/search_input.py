@@ -5,12 +5,13 @@ batch that is divided over devices is augmented exactly as it would be on one.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dada import augment, dada_official, op_table, policy_space, relaxed_augment, sampling
+from dada.dada_config import Config
 
 
 class ImageKeys(NamedTuple):
@@ -38,7 +39,7 @@ def _each_image(function):
 
 
 def network_input(
-    config: Any,
+    config: Config,
     parameters: policy_space.Parameters,
     draws: policy_space.Draw,
     draw_keys: jax.Array,
@@ -49,7 +50,7 @@ def network_input(
     """Crop, flip, policy, normalise, cutout, in the order of the papers.
 
     Args:
-      config: `dada_search.Config`.
+      config: settings of the search.
       parameters: the policy, in the form that the preset learns.
       draws: [D] draws, D = B, or 1 for one draw shared by the batch.
       draw_keys: [D] the keys of the draws.

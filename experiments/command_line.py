@@ -33,15 +33,15 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags and calls `main` with what is left of the command line.
 
     Args:
-      main: takes the positional arguments. A ValueError, TypeError, FileNotFoundError or
-        FileExistsError of its own making, and `Interrupted`, end the program with their message.
+      main: takes the positional arguments. A ValueError, TypeError or OSError, and
+        `Interrupted`, end the program with their message.
     """
 
     def guarded(arguments):
         logging.set_verbosity(logging.WARNING)
         try:
             main(arguments[1:])
-        except (ValueError, TypeError, FileNotFoundError, FileExistsError, Interrupted) as error:
+        except (ValueError, TypeError, OSError, Interrupted) as error:
             if flags.FLAGS["debug"].value:
                 raise
             _fail(str(error))

@@ -57,7 +57,7 @@ def read(path: str | os.PathLike) -> FinishedSearch:
     extra_ops = tuple(name for name in run_flags.get("extra_ops", "").split(",") if name)
     space = op_table.search_space(run_flags["search_space"], extra_ops)
     names = [row.name for row in space.rows]
-    masses = [_numbers(path, summary, key, names) for key in ("op_mass", "op_mass_initial")]
+    masses = [_numbers(path, summary, key, names) for key in ("op_mass_policy_file", "op_mass_initial")]
     return FinishedSearch(
         path,
         run_flags,

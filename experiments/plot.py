@@ -69,7 +69,10 @@ def draw(
     """
     run = finished_search.read(run_path)
     if dataset is None:
-        dataset = datasets.load(run.flags["dataset"], run.flags.get("data_dir"))
+        size = run.flags.get("image_size")
+        dataset = datasets.load(
+            run.flags["dataset"], run.flags.get("data_dir"), image_size=size and int(size)
+        )
     folder = run_folder.RunFolder(run.path).figures_path
     planted_name = run.planted.name if run.planted else None
     method = f"{run.policy.method or 'search'} {run.policy.preset or ''}".strip()

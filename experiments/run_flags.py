@@ -15,6 +15,9 @@ flags.DEFINE_integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", lowe
 flags.DEFINE_string("dataset", "embedded", f"One of {', '.join(datasets.NAMES)}, an .npz or a folder.")
 flags.DEFINE_string("data_dir", None, "Folder with the official files of CIFAR or SVHN.")
 flags.DEFINE_bool("download", False, "Fetch the official files into --data_dir if they are missing.")
+flags.DEFINE_integer(
+    "image_size", None, "Side to which a folder of images is brought. Default: as they are.", lower_bound=1
+)
 flags.DEFINE_string("model", "wrn_40_2", "Network, for example wrn_40_2.")
 
 flags.DEFINE_integer(

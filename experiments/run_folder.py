@@ -35,6 +35,7 @@ from orbax.checkpoint import v1 as ocp
 # A resumed run may have other values of these than its first start.
 FREE_FLAGS = ("resume", "run_dir", "max_steps", "download")
 _CHECKPOINTS_KEPT = 2
+_FIRST_FILES = {"environment.json", "environment.json.part", "flags.txt.part"}
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
 
 
@@ -64,7 +65,8 @@ def create(path, flags, *, resume=False):
         first.setdefault("resumed", []).append(environment())
         _write_json(path / "environment.json", first)
         return folder
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    # A start that was killed before flags.txt has left nothing to lose.
+    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - _FIRST_FILES):
         raise ValueError(f"{path} is not an empty folder: choose another, or add --resume")
     path.mkdir(parents=True, exist_ok=True)
     _write_json(path / "environment.json", environment())

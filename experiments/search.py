@@ -8,6 +8,7 @@ bytes of policy.json, also when the run was killed and resumed.
 """
 
 import dataclasses
+import math
 import pathlib
 import time
 from typing import Any
@@ -44,6 +45,7 @@ flags.DEFINE_float(
     "control_learning_rate", None, "Adam, of RELAX's control variate. Default: 0.01; official: 0.005.",
     lower_bound=0.0,
 )
+flags.DEFINE_bool("share_between_pairs", True, "Pairs that have an op in common share gradients.")
 flags.DEFINE_float("temperature", None, "Of relaxed samples: 0.5; 1.0 for mixtures.", lower_bound=1e-3)
 flags.DEFINE_float(
     "final_temperature", None, "At the end. Default: --temperature; 0.1 for mixtures.", lower_bound=1e-3
@@ -77,7 +79,7 @@ def resolve_flags() -> dict[str, Any]:
 
 
 def _planted_op(text: str | None, space: op_table.SearchSpace) -> tuple[str, float] | None:
-    """NAME or NAME:VALUE; without a value, that of level 0.5 in the search space."""
+    """The flag NAME or NAME:VALUE as name and value."""
     if text is None:
         return None
     name, _, value = text.partition(":")
@@ -86,12 +88,17 @@ def _planted_op(text: str | None, space: op_table.SearchSpace) -> tuple[str, flo
     rows = [row for row in space.rows if row.name == name]
     if not rows:
         raise ValueError(f"--planted_op: {name} is not in the search space; --extra_ops={name} adds it")
-    if value:
-        try:
-            return name, float(value)
-        except ValueError:
-            raise ValueError(f"--planted_op: got {text!r}, expected NAME or NAME:NUMBER") from None
-    return name, 0.5 * (rows[0].low + rows[0].high)
+    row = rows[0]
+    # Without a value, that of level 0.5, or of level 1 where 0.5 leaves the images as they are.
+    middle = 0.5 * (row.low + row.high)
+    default = row.high if middle == row.identity else middle
+    try:
+        number = float(value) if value else default
+    except ValueError:
+        raise ValueError(f"--planted_op: got {text!r}, expected NAME or NAME:NUMBER") from None
+    if not math.isfinite(number) or number == row.identity:
+        raise ValueError(f"--planted_op: got {text!r}, expected a finite value that changes the images")
+    return name, number
 
 
 def _task(dataset: datasets.Dataset) -> search_run.Task:
@@ -107,6 +114,8 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
         raise ValueError(f"--extra_ops: Rotate90 needs square images, got {size[0]} x {size[1]}")
     network, network_config = models.by_name(FLAGS.model, dataset.num_classes, max(size))
     jax.eval_shape(lambda: network.init(jax.random.key(0), network_config))  # refuses a wrong depth
+    if FLAGS.hypergradient == "exact" and not network.FORWARD_MODE:
+        raise ValueError(f"--model={FLAGS.model} has no forward mode: --hypergradient=finite_difference")
     config = dada_config.Config(
         apply=network.apply,
         space=space,
@@ -128,6 +137,7 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
                 "weight_decay",
                 "policy_learning_rate",
                 "control_learning_rate",
+                "share_between_pairs",
                 "crop_padding",
                 "flip",
                 "cutout_length",
@@ -155,7 +165,7 @@ def main(arguments: list[str]) -> None:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
     resolved = resolve_flags()
-    task = _task(datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download))
+    task = _task(datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download, FLAGS.image_size))
     if task.planted:
         resolved["planted_op"] = "{}:{}".format(*task.planted)
     folders = seeds.open_folders(

@@ -1,6 +1,7 @@
 """One search from its first step to its policy file: steps, metrics, checkpoints, summary, figures."""
 
 import functools
+import pathlib
 import statistics
 import time
 from types import ModuleType
@@ -12,6 +13,8 @@ import tqdm
 
 from dada import dada_config, dada_search, policy, policy_space, policy_table
 from experiments import command_line, compiled_loop, datasets, plot, run_folder, search_loop, seeds
+
+_SOURCE = "found by this project's search"
 
 
 class Task(NamedTuple):
@@ -85,7 +88,7 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, polic
     found = {}
     for (seed, folder), one in zip(folders.items(), seeds.each(state, count) if is_vmapped else [state]):
         found[seed] = dada_search.extract_policy(
-            config, one, seed=seed, data_set=task.dataset.name, source="found by this project's search"
+            config, one, seed=seed, data_set=pathlib.Path(task.dataset.name).stem, source=_SOURCE
         )
         policy.save(folder.policy_path, found[seed])
         timing = {
@@ -136,7 +139,8 @@ def _summary(task, folder, state, found):
             for name in ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
         },
         "entropy": lines[-1]["entropy"],
-        "op_mass": policy_table.op_mass(found),
+        "op_mass": dict(zip(names, lines[-1]["op_mass"])),
+        "op_mass_policy_file": policy_table.op_mass(found),
         "op_mass_initial": dict(zip(names, policy_space.op_mass(start, len(names)).tolist())),
         "distribution": {
             "op": jax.nn.softmax(learned.op),

@@ -29,7 +29,9 @@ def open_folders(
       FileNotFoundError: a resumed run in a folder that no run has left.
     """
     is_many = len(seeds) > 1
-    if is_many and not resume and root.exists() and any(root.iterdir()):
+    if is_many and resume and not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder to resume")
+    if is_many and not resume and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"{root} is not an empty folder: choose another, or add --resume")
     folders = {}
     for seed in seeds:

@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> None:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
     resolved = resolve_flags()
-    task = _task(datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download), resolved)
+    task = _task(datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download, FLAGS.image_size), resolved)
     if FLAGS.smoke:
         first, second = train_run.smoke(task, FLAGS.seed)
         print(

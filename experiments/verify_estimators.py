@@ -208,8 +208,6 @@ def official_relax_lines(seed: int, num_draws: int = 64) -> Iterator[OfficialLin
         control = tree.unflatten(
             [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(noise, leaves)]
         )
-        above, below = 2.31, 2.29
-
         losses = jnp.array([2.31, 2.29])
 
         @jax.jit

@@ -292,11 +292,16 @@ def test_official_policy_is_read_before_the_current_epoch():
     for _ in range(6):  # into the second epoch of four steps
         state, _ = jitted_step(settings, state, batch(0), batch(1))
         policies.append(state.policy)
-    found = dada_search.extract_policy(settings, state)
-    best = np.argsort(-np.asarray(policies[4].op[0, 0]), kind="stable")
-    np.testing.assert_allclose(found.content.level, np.asarray(policies[4].level)[best], rtol=1e-5)
-    assert found.content.weight is None and found.preset == "official"
+    jax.tree.map(np.testing.assert_array_equal, state.epoch_policy, policies[4])
     assert np.any(np.asarray(policies[4].level) != np.asarray(policies[6].level))
+
+    settings = config(preset="official", space=FULL)
+    state = start(settings)
+    before = spread(state, settings).policy
+    found = dada_search.extract_policy(settings, state._replace(epoch_policy=before))
+    best = np.argsort(-np.asarray(before.op[0, 0]), kind="stable")[:25]
+    np.testing.assert_allclose(found.content.level, np.clip(before.level, 0, 1)[best], atol=1e-5)
+    assert found.content.weight is None and found.preset == "official"
 
 
 def test_finite_difference_agrees_with_the_exact_hypergradient():
@@ -385,11 +390,26 @@ def test_seeds_can_be_mapped_and_steps_scanned():
 
 
 def test_slots_extract_their_most_probable_ops():
-    settings = config(policy_space="slots")
-    state, _ = jitted_step(settings, spread(start(settings), settings), batch(0), batch(1))
+    settings = config(policy_space="slots", space=FULL)
+    state = spread(start(settings), settings)
     found = dada_search.extract_policy(settings, state, seed=3)
     assert found.content.row.shape == (25, 2) and found.seed == 3
     np.testing.assert_array_equal(found.content.row, np.argmax(state.policy.op, -1))
+
+
+def test_extraction_refuses_rows_that_the_policy_could_not_be_read_with():
+    with pytest.raises(ValueError, match=r"space: got rows ShearX, Invert.*expected those of 'strength'"):
+        dada_search.extract_policy(config(), start(config()))
+
+
+def test_pairs_share_gradients_unless_told_not_to():
+    alone, shared = config(share_between_pairs=False), config()
+    state, train, valid = spread(start(alone), alone), batch(0, 2), batch(1)
+    drawn_pairs = set(np.asarray(drawn(alone, state, train.images)[0].row).tolist())
+    untouched = np.array([pair not in drawn_pairs for pair in range(6)])
+    after = [jitted_step(c, state, train, valid)[0].policy for c in (alone, shared)]
+    moved = [np.any(np.asarray(p.application != state.policy.application), -1) for p in after]
+    assert untouched.any() and not moved[0][untouched].any() and moved[1][untouched].any()
 
 
 @pytest.mark.parametrize(

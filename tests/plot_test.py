@@ -58,7 +58,7 @@ def make_run(path, *, kind="pairs", planted="Invert", dataset="embedded", leader
     policy.save(folder.policy_path, found)
     folder.write_summary(
         {
-            "op_mass": dict(zip(names, policy_space.op_mass(learned, num_ops).tolist())),
+            "op_mass_policy_file": dict(zip(names, policy_space.op_mass(learned, num_ops).tolist())),
             "op_mass_initial": dict(zip(names, policy_space.op_mass(start, num_ops).tolist())),
             "distribution": {
                 "op": jax.nn.softmax(learned.op),
@@ -253,7 +253,7 @@ def edit_summary(path, change):
         (lambda path: (path / "metrics.jsonl").unlink(), FileNotFoundError, "metrics.jsonl: no metrics"),
         (lambda path: (path / "metrics.jsonl").write_text('{"step": 1}\n'), ValueError, "no 'train_loss'"),
         (lambda path: (path / "policy.json").unlink(), ValueError, "policy.json"),
-        (lambda path: edit_summary(path, {"op_mass": {"Invert": 1}}), ValueError, "op_mass: expected"),
+        (lambda path: edit_summary(path, {"op_mass_policy_file": {"Invert": 1}}), ValueError, "_file: exp"),
         (lambda path: edit_summary(path, {"distribution": {}}), ValueError, "distribution.op: got shape"),
         (
             lambda path: (path / "flags.txt").write_text("--dataset=embedded\n"),
