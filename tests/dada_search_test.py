@@ -21,9 +21,6 @@ from dada import (
     train_state,
 )
 
-# Compiling takes most of the time here, and without optimisation a third of it.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 SIZE, BATCH, CLASSES = 8, 16, 3
 # Few ops, so that the step compiles quickly; "strength" by name, for extraction.
 FULL = op_table.search_space("strength")
@@ -89,12 +86,12 @@ def spread(state, config, seed=5):
     return state._replace(policy=policy_space.Parameters(*map(jnp.add, state.policy, noise)))
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def jitted_step(config, state, train, valid):
     return dada_search.step(config, state, train, valid)
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def jitted_gradients(config, state, train, valid):
     return dada_search.gradients(config, state, train, valid)
 
@@ -145,7 +142,7 @@ def test_unrolled_weights_are_the_next_iterate_and_levels_get_the_exact_gradient
         images = inputs(state.policy._replace(level=level))
         return unrolled_loss(settings, state, train, valid, images, clip_norm)
 
-    (value, params), expected = jit(jax.value_and_grad(loss, has_aux=True))(state.policy.level)
+    (value, params), expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.policy.level)
     (found, _), after, metrics = jitted_gradients(settings, state, train, valid)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, params)
     np.testing.assert_allclose(metrics["valid_loss"], value, rtol=1e-5)
@@ -164,7 +161,7 @@ def test_mixtures_get_the_exact_gradient_in_everything(policy_kind):
     def loss(parameters):
         return unrolled_loss(settings, state, train, valid, inputs(parameters), settings.clip_norm)[0]
 
-    expected = jit(jax.grad(loss))(state.policy)
+    expected = jax.jit(jax.grad(loss))(state.policy)
     (found, _), _, _ = jitted_gradients(settings, state, train, valid)
     flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in tree])  # noqa: E731
     scale = np.vdot(flat(found), flat(expected)) / np.vdot(flat(expected), flat(expected))
@@ -177,7 +174,7 @@ def test_hard_mixture_is_the_discrete_path_exactly(policy_kind):
     hard = config(estimator="straight_through", policy_space=policy_kind)
     discrete = dataclasses.replace(hard, estimator="reinforce")
     state, images = spread(start(hard), hard), batch(0).images
-    outputs = [jit(drawn(c, state, images)[1])(state.policy) for c in (hard, discrete)]
+    outputs = [jax.jit(drawn(c, state, images)[1])(state.policy) for c in (hard, discrete)]
     np.testing.assert_array_equal(*outputs)
 
 
@@ -225,9 +222,9 @@ def test_choices_get_the_gradient_of_the_expected_cost(estimator):
                 total += jnp.exp(policy_space.log_probability(parameters, draw)) * cost
         return total
 
-    exact = jit(jax.grad(expected_cost))(state.policy)
+    exact = jax.jit(jax.grad(expected_cost))(state.policy)
     keys = jax.random.split(jax.random.key(9), 3000)
-    many = jit(
+    many = jax.jit(
         lambda keys: jax.lax.map(
             lambda key: dada_search.gradients(settings, state._replace(key=key), train, valid)[0][0][:2],
             keys,
@@ -382,7 +379,7 @@ def test_seeds_can_be_mapped_and_steps_scanned():
             lambda state, _: dada_search.step(settings, state, train, valid), state, length=3
         )[0]
 
-    found = jit(jax.vmap(three))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+    found = jax.jit(jax.vmap(three))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
     for index, state in enumerate(expected):
         for mapped, single in zip(jax.tree.leaves(found.policy), jax.tree.leaves(state.policy)):
             np.testing.assert_allclose(mapped[index], single, atol=1e-4)

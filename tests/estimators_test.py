@@ -10,9 +10,6 @@ import pytest
 
 from dada import estimators, policy_space
 
-# Compiling takes most of the time here, and without optimisation a third of it.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 NUM_OPS = 4
 TEMPERATURE = 0.5
 
@@ -68,7 +65,7 @@ def latents(parameters, key, draw):
 
 
 RELAX = (policy_space.log_probability, latents, estimators.control_variate)
-RELAX_JIT = jit(functools.partial(estimators.relax, *RELAX))
+RELAX_JIT = jax.jit(functools.partial(estimators.relax, *RELAX))
 
 
 def trained_control(parameters, cost, steps=300):
@@ -85,7 +82,7 @@ def trained_control(parameters, cost, steps=300):
         return (optax.apply_updates(control, updates), state), None
 
     keys = jax.random.split(jax.random.key(1), steps)
-    return jit(lambda carry: jax.lax.scan(step, carry, keys)[0][0])((control, optimizer.init(control)))
+    return jax.jit(lambda carry: jax.lax.scan(step, carry, keys)[0][0])((control, optimizer.init(control)))
 
 
 @functools.cache
@@ -109,7 +106,7 @@ def single_estimates(space, name):
     def flat(tree):
         return jnp.concatenate([leaf.ravel() for leaf in tree[:2]])
 
-    many = jit(jax.vmap(lambda key: flat(estimate(key))))
+    many = jax.jit(jax.vmap(lambda key: flat(estimate(key))))
     return np.asarray(many(jax.random.split(jax.random.key(2), 20_000))), np.asarray(flat(exact))
 
 
@@ -135,7 +132,7 @@ def test_relax_has_less_variance_than_reinforce_with_as_many_draws():
 
 def test_bits_that_were_not_drawn_get_no_gradient():
     parameters, cost = problem("pairs")
-    keys, draws, costs = jit(sample, static_argnums=(1, 3))(parameters, cost, jax.random.key(0), 1)
+    keys, draws, costs = jax.jit(sample, static_argnums=(1, 3))(parameters, cost, jax.random.key(0), 1)
     control = trained_control(parameters, cost, steps=1)
     gradient, _ = RELAX_JIT(parameters, control, draws, keys, costs)
     others = np.arange(len(parameters.application)) != int(draws.row[0])
@@ -146,10 +143,10 @@ def test_bits_that_were_not_drawn_get_no_gradient():
 
 def test_control_gradient_is_that_of_the_second_moment():
     parameters, cost = problem("pairs")
-    keys, draws, costs = jit(sample, static_argnums=(1, 3))(parameters, cost, jax.random.key(3), 8)
+    keys, draws, costs = jax.jit(sample, static_argnums=(1, 3))(parameters, cost, jax.random.key(3), 8)
     control = estimators.init_control_variate(jax.random.key(4), 18, hidden=5)
 
-    @jit
+    @jax.jit
     def second_moment(control):
         each = estimators.relax_per_sample(*RELAX, parameters, control, draws, keys, costs)
         return sum(jnp.sum(leaf**2) for leaf in each) / 8

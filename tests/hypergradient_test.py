@@ -10,9 +10,6 @@ import pytest
 from dada import hypergradient, train_state
 from dada.models import wide_resnet
 
-# Compiling takes most of the time here, and without optimisation a third of it.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 ETA = 0.1
 
 
@@ -86,8 +83,8 @@ def test_network_exact_equals_fine_finite_differences():
     params, per_example, valid = network_problem()
     phi = jnp.array([0.3, -0.2, 0.1], jnp.float64)
     train = lambda theta, phi: jnp.mean(per_example(theta, phi))  # noqa: E731
-    exact = jit(lambda phi: hypergradient.exact_hypergradient(train, valid, descend, params, phi))(phi)
-    fine = jit(
+    exact = jax.jit(lambda phi: hypergradient.exact_hypergradient(train, valid, descend, params, phi))(phi)
+    fine = jax.jit(
         lambda phi: hypergradient.finite_difference_hypergradient(
             train, valid, descend, params, phi, radius=1e-6
         )
@@ -95,7 +92,7 @@ def test_network_exact_equals_fine_finite_differences():
     np.testing.assert_allclose(fine, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
 
     # And neither formula: the validation loss itself, one unrolled step later.
-    unrolled = jit(lambda phi: valid(descend(params, jax.grad(train)(params, phi))))
+    unrolled = jax.jit(lambda phi: valid(descend(params, jax.grad(train)(params, phi))))
     step = 1e-5
     direct = [(unrolled(phi + step * e) - unrolled(phi - step * e)) / (2 * step) for e in jnp.eye(3)]
     np.testing.assert_allclose(exact, direct, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
@@ -106,9 +103,9 @@ def test_alignment_is_the_inner_product_with_every_example_gradient():
     phi = jnp.zeros(3, jnp.float64)
     direction = jax.grad(valid)(params)
     losses = lambda theta: per_example(theta, phi)  # noqa: E731
-    scores = jit(lambda d: hypergradient.alignment(losses, params, d))(direction)
+    scores = jax.jit(lambda d: hypergradient.alignment(losses, params, d))(direction)
     assert scores.shape == (6,)
-    jacobian = jit(jax.jacrev(losses))(params)
+    jacobian = jax.jit(jax.jacrev(losses))(params)
     expected = sum(
         j.reshape(6, -1) @ d.ravel()
         for j, d in zip(jax.tree.leaves(jacobian), jax.tree.leaves(direction))

@@ -26,7 +26,6 @@ Reference: Zagoruyko and Komodakis 2016, arXiv:1605.07146.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from dada import layers
 
@@ -116,7 +115,7 @@ def apply(
       ValueError: images of another shape.
     """
     del key
-    _check_images(images)
+    layers.check_images("wide_resnet", images)
 
     def norm_relu(norm_params, norm_stats, inputs):
         outputs, new_stats = layers.batch_norm(
@@ -167,23 +166,8 @@ def _init_block(key, in_channels, out_channels, stride):
 
 
 def _check_config(config):
-    for name, value in dataclasses.asdict(config).items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"wide_resnet: expected an integer {name}, got {value!r}")
+    layers.check_sizes("wide_resnet", **dataclasses.asdict(config))
     if config.depth < 10 or (config.depth - 4) % 6:
         raise ValueError(
             f"wide_resnet: expected depth 6 n + 4 (10, 16, ..., 28, ..., 40), got {config.depth}"
         )
-    if config.width < 1:
-        raise ValueError(f"wide_resnet: expected width >= 1, got {config.width}")
-    if config.num_classes < 1:
-        raise ValueError(f"wide_resnet: expected num_classes >= 1, got {config.num_classes}")
-
-
-def _check_images(images):
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            f"wide_resnet: expected floating, normalised images, got dtype {images.dtype}"
-        )
-    if images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"wide_resnet: expected images [B, H, W, 3], got {images.shape}")
