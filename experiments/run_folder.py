@@ -33,7 +33,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 # A resumed run may have other values of these than its first start.
-FREE_FLAGS = ("resume", "run_dir", "max_steps", "download")
+FREE_FLAGS = ("resume", "run_dir", "max_steps", "download", "compilation_cache_dir")
 _CHECKPOINTS_KEPT = 2
 _FIRST_FILES = {"environment.json", "environment.json.part", "flags.txt.part"}
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
@@ -187,6 +187,11 @@ def read_flags(path):
     return _parse_flags(file.read_text().splitlines())
 
 
+def flag_texts(flags):
+    """Resolved flags as `read_flags` gives them back: mapping from name to text, without None."""
+    return _parse_flags(_flag_lines(flags))
+
+
 def read_metrics(path):
     """The lines of metrics.jsonl of a run folder as mappings, without a line that was cut off."""
     file = pathlib.Path(path) / "metrics.jsonl"
@@ -232,7 +237,7 @@ def _parse_flags(lines):
 
 def _check_same_flags(path, flags):
     before = read_flags(path)
-    now = _parse_flags(_flag_lines(flags))
+    now = flag_texts(flags)
     for name in sorted(before.keys() | now.keys()):
         if name not in FREE_FLAGS and before.get(name) != now.get(name):
             raise ValueError(

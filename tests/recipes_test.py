@@ -1,0 +1,34 @@
+"""Every recipe takes its two smoke steps with its own network; `-m slow` runs those that take minutes."""
+
+import pytest
+import small_runs
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import train
+
+RECIPES = sorted((small_runs.ROOT / "experiments" / "flags").glob("train_*.flags"))
+# Compiling a deep network takes ten seconds to minutes: one recipe in every test run, the others if asked.
+QUICK = ("train_cifar10_wrn_40_2_dada",)
+CASES = [
+    pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow) for path in RECIPES
+]
+
+
+def test_the_quick_ones_exist():
+    assert {path.stem for path in RECIPES} > set(QUICK)
+
+
+@pytest.mark.parametrize("path", CASES)
+def test_a_recipe_takes_its_smoke_steps(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(small_runs.ROOT)
+    small_runs.write_data_set(tmp_path / "tiny.npz", 12, 4)
+    small = (f"--dataset={tmp_path / 'tiny.npz'}", "--batch_size=2", f"--run_dir={tmp_path / 'run'}")
+    with flagsaver.flagsaver():
+        for flag in flags.FLAGS.get_key_flags_for_module(train.__name__):
+            flag.unparse()
+        flags.FLAGS(["train", f"--flagfile={path}", *small, "--smoke", "--compilation_cache_dir="])
+        train.main([])
+    output = capsys.readouterr().out
+    assert train.FLAGS.model not in (None, "") and "parameters, loss" in output
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,388 @@
+"""Tables: the committed ones again byte for byte, statistics, collecting runs, running what is missing."""
+
+import json
+import math
+import pathlib
+import subprocess
+import types
+
+import pytest
+from absl.testing import flagsaver
+
+from dada import policy
+from experiments import (
+    command_line,
+    run_folder,
+    search,
+    table_cells,
+    table_definition,
+    table_figures,
+    table_run,
+    table_runs,
+    table_text,
+    tables,
+    train,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COMMITTED = [
+    path.parent
+    for path in sorted((ROOT / "experiments" / "results").glob("*/table.json"))
+    if "rows" in json.loads(path.read_text())
+]
+DEFINITION = {
+    "title": "A table",
+    "about": ["For tests."],
+    "errors": "dada",
+    "hours": "search_hours",
+    "columns": [
+        {
+            "key": "small",
+            "name": "CIFAR-10, small",
+            "train": ["--model=wrn_10_1", "--epochs=3"],
+            "search": ["--model=wrn_10_1"],
+            "paper": "cifar10/wrn_40_2",
+        },
+        {
+            "key": "large",
+            "name": "CIFAR-10, large",
+            "train": ["--model=wrn_28_10"],
+            "paper": "cifar10/wrn_28_10",
+        },
+    ],
+    "rows": [
+        {"key": "identity", "name": "identity", "role": "identity", "train": ["--policy=none", "--noflip"]},
+        {"key": "cutout", "name": "Cutout", "paper": "Cutout", "train": {"small": ["--policy=none"]}},
+        *(
+            {"key": f"random_{n}", "name": f"random {n}", "role": "random", "train": [f"--policy=random:{n}"]}
+            for n in (0, 1)
+        ),
+        {"key": "found", "name": "found", "search": ["--preset=official"], "paper": "DADA"},
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # flag files are named from there
+
+
+def write(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    (folder / "table.json").write_text(json.dumps({**DEFINITION, **changes}))
+    return folder
+
+
+@pytest.fixture
+def definition(tmp_path):
+    return table_definition.load(write(tmp_path / "table"))
+
+
+def run(definition, column, row, seed, error, *, best=None, **changes):
+    recipe = definition.recipes[column, row]
+    found = None
+    if recipe.search_flags is not None:
+        found = table_runs.Search(seed, recipe.search_flags, 720.0, "a GPU", "policies/x.json")
+    fields = {
+        "last": {"epoch": 3, "test_error": error},
+        "best": {"epoch": 2, "test_error": error if best is None else best},
+        "seconds": 3600.0,
+        "hardware": "a GPU",
+    }
+    return table_runs.Run(
+        column, row, seed, recipe.train_flags, **{**fields, **changes}, jax="0", commit=None, search=found
+    )
+
+
+def write_run(path, command_flags, error, seconds=100.0, seeds_at_once=1):
+    """The folder of a finished training."""
+    folder = run_folder.create(path, command_flags)
+    policy.save(folder.policy_path, policy.identity())
+    result = {"epoch": 3, "test_error": error, "test_accuracy": 1 - error}
+    timing = {"seconds_run": seconds, "seeds_at_once": seeds_at_once}
+    folder.write_summary({"recipe": {}, "last": result, "best": result, **timing})
+    return path
+
+
+def write_search(path, command_flags):
+    folder = run_folder.create(path, command_flags)
+    folder.write_summary({"steps": 3, "seconds_run": 50.0, "seeds_at_once": 2})
+    policy.save(folder.policy_path, policy.identity())
+    return path
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_committed_runs_give_the_committed_table(folder):
+    definition = table_definition.load(folder)
+    cells = table_cells.cells(definition, table_runs.read(definition))
+    assert (folder / "table.md").read_text() == table_text.markdown(definition, cells)
+    assert (folder / "table.csv").read_text() == table_text.to_csv(definition, cells)
+
+
+def test_there_are_committed_tables():
+    assert {"small_data", "dada_cifar10", "trivialaugment_cifar100"} <= {folder.name for folder in COMMITTED}
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "expected"),
+    [
+        ("dada", "cifar100/wrn_40_2", "DADA", (20.9, None)),
+        ("ddas_table_2", "cifar100/wrn_28_10", "DDAS", (16.6, 0.2)),
+        ("ddas_table_5", "imagenet/resnet_50", "0.4", (22.2, None)),
+        ("ddas_table_6", "cifar100/wrn_28_10", "p_o fixed", (16.7, None)),
+        ("trivialaugment", "cifar100/wrn_28_10", "TA (Wide)", (15.67, 0.17)),
+        ("deepaa", "cifar10/wrn_28_10", "DeepAA", (2.44, 0.14)),
+        ("deepaa_batch_augmentation", "cifar100/wrn_28_10", "DeepAA", (14.39, 0.17)),
+        ("search_hours", "cifar100", "DADA", (0.2, None)),
+        ("search_hours", "cifar100", "PyramidAA", (None, None)),
+    ],
+)
+def test_papers_tables(table, row, column, expected):
+    assert table_definition.lookup(table_definition.paper_table(table), row, column) == expected
+
+
+def test_every_paper_table_is_read_and_named_with_its_source():
+    for file in table_definition.PAPER_TABLES.glob("*.json"):
+        table = table_definition.paper_table(file.stem)
+        assert len(table.source) > 20 and table.status and table.epoch in ("last", "best")
+
+
+def test_welch_against_closed_forms():
+    # Two numbers on each side with equal variances: df = 2, p = 1 - t / sqrt(2 + t^2).
+    t = 3.0 / 1.0
+    p = table_cells.welch_p_value([0.0, 2**0.5 * 1.0], [3.0, 3.0 + 2**0.5])
+    assert p == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-9)
+    # Five and five, t = 2.306 at df = 8 is the five percent point of the tables.
+    first = [-1.0, -0.5, 0.0, 0.5, 1.0]
+    shift = 2.306004 * math.sqrt(2 * 0.625 / 5)
+    assert table_cells.welch_p_value(first, [x + shift for x in first]) == pytest.approx(0.05, abs=1e-6)
+    # Unequal variances and counts: the value that scipy gives.
+    assert table_cells.welch_p_value([1, 2, 4], [2, 7, 3, 9]) == pytest.approx(0.18768901375448, rel=1e-9)
+    assert table_cells.welch_p_value([1.0, 2.0], [1.0, 2.0]) == pytest.approx(1.0)
+    assert table_cells.welch_p_value([1.0], [1.0, 2.0]) is None
+    assert table_cells.welch_p_value([1.0, 1.0], [2.0, 2.0]) is None
+
+
+def test_cells_hold_means_tests_costs_and_the_papers_values(definition):
+    runs = [run(definition, "small", "random_0", s, 0.20 + 0.01 * s) for s in range(2)]
+    runs += [run(definition, "small", "random_1", s, 0.30 + 0.01 * s) for s in range(2)]
+    runs += [run(definition, "small", "found", s, 0.10 + 0.02 * s, best=0.09) for s in range(3)]
+    cells = table_cells.cells(definition, runs)
+    assert ("large", "cutout") not in cells  # a row that this column does not have
+    found = cells["small", "found"]
+    assert found.last == pytest.approx((12.0, 2.0, 3)) and found.best == pytest.approx((9.0, 0.0, 3))
+    assert found.paper == 3.6
+    assert found.difference == pytest.approx(9.0 - 3.6)  # the paper reports the best epoch
+    assert (found.search_hours, found.train_hours, found.paper_hours) == (0.2, 1.0, 0.1)
+    expected = table_cells.welch_p_value([10.0, 12.0, 14.0], [20.0, 21.0, 30.0, 31.0])
+    assert found.p_value == pytest.approx(expected)
+    other = cells["small", "random_0"]
+    assert other.p_value == pytest.approx(table_cells.welch_p_value([20.0, 21.0], [30.0, 31.0]))
+    assert cells["small", "identity"].last is None and cells["small", "identity"].p_value is None
+    text = table_text.markdown(definition, cells)
+    assert "| found | 12.00 ± 2.00 | 3 | 9.00 ± 0.00 | 3.6 | +5.40 |" in text
+    assert "| identity | not run | 0 |" in text
+    assert "All random policies together: 25.50 ± 5.80 %, 4 runs." in text
+    assert "| Cutout | – |" in text and "| found | not run (2.7) |" in text  # the column that was not run
+    assert "read in the source" in text
+    lines = table_text.to_csv(definition, cells).splitlines()
+    assert len(lines) == 1 + 9 and lines[5].startswith("small,found,3,12,2,9,")
+
+
+def test_the_figure_is_drawn_twice_the_same(definition, tmp_path):
+    runs = [run(definition, "small", row, s, 0.1 + 0.01 * s) for row in ("random_0", "found") for s in (0, 1)]
+    cells = table_cells.cells(definition, runs)
+    images = [
+        table_figures.draw(definition, cells, tmp_path / name).read_bytes() for name in ("a.png", "b.png")
+    ]
+    assert images[0] == images[1] and len(images[0]) > 20_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": DEFINITION["rows"][:2]}, "none has the role 'random'"),
+        ({"rows": DEFINITION["rows"][1:]}, "none has the role 'identity'"),
+        (
+            {"rows": [*DEFINITION["rows"], DEFINITION["rows"][0]]},
+            "expected one or more different identifiers",
+        ),
+        ({"rows": [*DEFINITION["rows"], {"key": "x", "name": "x", "train": ["--epoch=3"]}]}, "epoch"),
+        ({"rows": [*DEFINITION["rows"], {"key": "x", "name": "x", "paper": "DADO"}]}, "'DADO' is not one of"),
+        ({"rows": [*DEFINITION["rows"], {"key": "x", "name": "x", "role": "best"}]}, "role: got 'best'"),
+        ({"rows": [*DEFINITION["rows"], {"key": "x", "title": "x"}]}, "title"),
+        ({"errors": "dado"}, "paper table 'dado': expected one of dada, "),
+    ],
+)
+def test_bad_definitions_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        table_definition.load(write(tmp_path / "table", **changes))
+
+
+def test_a_missing_definition_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"table\.json: no such file"):
+        table_definition.load(tmp_path)
+
+
+def test_recipes_ignore_place_and_seed_and_know_later_flags(definition):
+    wanted = definition.recipes["small", "identity"].train_flags
+    assert not {"seed", "run_dir", "data_dir"} & set(wanted) and wanted["flip"] == "false"
+    old = {name: text for name, text in wanted.items() if name != "dtype"}
+    assert table_definition.is_same(wanted, old, train)  # a run from before the flag existed
+    assert not table_definition.is_same({**wanted, "dtype": "bfloat16"}, old, train)
+    assert not table_definition.is_same(wanted, {**wanted, "epochs": "4"}, train)
+    assert "policy" not in definition.recipes["small", "found"].train_flags
+
+
+def write_runs(definition, root):
+    """Three trainings and a search, as table_run lays them out."""
+    recipes = definition.recipes
+    searched = root / "small" / "found" / "search" / "seed_0"
+    write_search(searched, {**recipes["small", "found"].search_flags, "seed": 0, "run_dir": str(searched)})
+    for seed in (0, 1):
+        path = root / "small" / "identity" / f"seed_{seed}"
+        flags = {**recipes["small", "identity"].train_flags, "seed": seed, "run_dir": str(path)}
+        write_run(path, flags, 0.25, seconds=100.0, seeds_at_once=2)
+    path = root / "small" / "found" / "seed_0"
+    flags = {**recipes["small", "found"].train_flags, "seed": 0, "run_dir": str(path)}
+    write_run(path, {**flags, "policy": str(searched / "policy.json")}, 0.125)
+
+
+def test_runs_are_collected_into_the_table(definition, tmp_path, capsys):
+    write_runs(definition, tmp_path / "runs")
+    other = {**definition.recipes["small", "identity"].train_flags, "epochs": "9", "seed": 0, "run_dir": "x"}
+    write_run(tmp_path / "runs" / "other", other, 0.5)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    with flagsaver.flagsaver(collect=str(tmp_path / "moved")):
+        tables.main([str(definition.path)])
+    output = capsys.readouterr().out
+    assert f"in no cell of this table: {tmp_path / 'moved' / 'other'}" in output
+    assert "3 runs in 2 of 9 cells" in output
+    runs = table_runs.read(definition)
+    assert [(r.column, r.row, r.seed) for r in runs] == [
+        *(("small", "identity", 0), ("small", "identity", 1), ("small", "found", 0))
+    ]
+    assert runs[0].seconds == 50.0 and runs[2].search.seconds == 25.0 and "CPU cores" in runs[0].hardware
+    assert policy.load(definition.path / runs[2].search.policy).kind == "sub_policies"
+    assert "| found | 12.50 | 1 |" in (definition.path / "table.md").read_text()
+    # Once more, without the run folders: the same table from runs.jsonl.
+    before = (definition.path / "table.md").read_bytes()
+    tables.main([str(definition.path)])
+    assert (definition.path / "table.md").read_bytes() == before
+    assert (definition.path / "table.png").stat().st_size > 20_000
+
+
+def test_runs_of_other_recipes_are_refused(definition):
+    line = run(definition, "small", "identity", 0, 0.1)._asdict()
+    line["flags"] = {**line["flags"], "epochs": "9"}
+    (definition.path / "runs.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: .* not the recipe of row identity"):
+        table_runs.read(definition)
+    (definition.path / "runs.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"runs\.jsonl, line 1"):
+        table_runs.read(definition)
+
+
+@pytest.fixture
+def processes(monkeypatch, definition):
+    """Stands in for processes: notes their command lines, and finishes them unless told otherwise."""
+    started, failing = [], []
+
+    def start(line, **_):
+        started.append(" ".join(line[2:]))
+        arguments = dict(text.removeprefix("--").split("=", 1) for text in line[3:] if "=" in text)
+        if any(text in started[-1] for text in failing):
+            return subprocess.CompletedProcess(line, 2)
+        first, count = int(arguments["seed"]), int(arguments["num_seeds"])
+        for seed in range(first, first + count):
+            path = pathlib.Path(arguments["run_dir"])
+            path = path / f"seed_{seed}" if count > 1 else path
+            row = path.parent.name if path.parent.name != "search" else "found"
+            recipe = definition.recipes["small", row]
+            place = {"seed": seed, "run_dir": str(path)}
+            if line[2] == search.__name__:
+                write_search(path, {**recipe.search_flags, **place})
+            else:
+                write_run(path, {"policy": arguments["policy"], **recipe.train_flags, **place}, 0.25)
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.setattr(table_run, "subprocess", types.SimpleNamespace(run=start, DEVNULL=None))
+    return started, failing
+
+
+def run_table(definition, tmp_path, **settings):
+    settings = {"column": "small", "run_dir": str(tmp_path / "runs"), "num_seeds": 2, **settings}
+    with flagsaver.flagsaver(**settings):
+        table_run.main([str(definition.path)])
+
+
+def test_the_runner_runs_what_is_missing(definition, tmp_path, processes, capsys):
+    started, failing = processes
+    failing.append("random:1")
+    with pytest.raises(command_line.Interrupted, match=r"2 runs failed: .*random_1/seed_0, "):
+        run_table(definition, tmp_path)
+    assert len(started) == 2 * 6
+    assert "experiments.train --model=wrn_10_1 --epochs=3 --policy=none" in started[0]
+    assert "--seed=0" in started[5] and "--seed=1" in started[6]  # a whole seed before the next
+    searched = tmp_path / "runs" / "small" / "found" / "search" / "seed_0"
+    assert started[4].startswith("experiments.search --model=wrn_10_1 --preset=official")
+    assert f"--policy={searched / 'policy.json'}" in started[5] and "--resume" not in "".join(started)
+    failing.clear()
+    started.clear()
+    run_table(definition, tmp_path)
+    assert len(started) == 2 and all("random:1" in line for line in started)
+    started.clear()
+    run_table(definition, tmp_path)
+    assert started == []
+    with flagsaver.flagsaver(collect=str(tmp_path / "runs")):
+        tables.main([str(definition.path)])
+    assert "10 runs in 5 of 9 cells" in capsys.readouterr().out
+
+
+def test_the_runner_goes_on_with_what_was_interrupted(definition, tmp_path, processes):
+    started, _ = processes
+    path = tmp_path / "runs" / "small" / "cutout" / "seed_1"
+    run_folder.create(path, {**definition.recipes["small", "cutout"].train_flags, "seed": 1})
+    with pytest.raises(ValueError):  # the stand-in opens a new folder
+        run_table(definition, tmp_path, rows=["cutout"])
+    assert "--resume" not in started[0] and started[1].endswith("--resume")
+
+
+def test_the_runner_gives_seeds_to_one_process(definition, tmp_path, processes):
+    started, _ = processes
+    run_table(definition, tmp_path, num_seeds=3, seeds_at_once=2, rows=["cutout", "found"])
+    counts = [(line.split()[0].split(".")[1], line.split("--seed=")[1].split()[0]) for line in started]
+    assert counts == [
+        *(("train", "0"), ("search", "0"), ("train", "0"), ("train", "1")),
+        *(("train", "2"), ("search", "2"), ("train", "2")),
+    ]
+    assert "--num_seeds=2" in started[0] and "--num_seeds=1" in started[2]
+
+
+def test_the_runner_refuses_a_folder_with_other_runs(definition, tmp_path, processes):
+    path = tmp_path / "runs" / "small" / "cutout" / "seed_0"
+    write_run(path, {**definition.recipes["small", "cutout"].train_flags, "epochs": "9", "seed": 0}, 0.5)
+    with pytest.raises(ValueError, match="seed_0 holds a run with other flags"):
+        run_table(definition, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"column": "tiny"}, "--column: got 'tiny', expected one of small, large"),
+        ({"rows": ["best"]}, "--rows: got best, expected some of identity, "),
+        ({"run_dir": None}, "--run_dir: expected the folder"),
+    ],
+)
+def test_the_runner_refuses_bad_input(definition, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run_table(definition, tmp_path, **settings)
+
+
+def test_recipes_cannot_be_changed_from_the_command_line(definition, monkeypatch):
+    with flagsaver.flagsaver():
+        flag = train.FLAGS["epochs"]
+        flag.parse("3")
+        flag.present = 1
+        with pytest.raises(ValueError, match=r"--epochs: recipes stand in the table\.json"):
+            tables.main([str(definition.path)])
