@@ -22,15 +22,19 @@ from dada import fast_path, op_table
 from dada.sampling import Draws
 
 
-def apply_draws(images: chex.Array, draws: Draws) -> chex.Array:
+def apply_draws(
+    images: chex.Array, draws: Draws, *, op_ids: tuple[int, ...] | None = None
+) -> chex.Array:
     """Applies to every image its own K ops, equal to Pillow on every pixel.
 
     Rotate90 needs square images; on others its result is undefined. The centre of a draw is read by
-    Cutout and CutoutAbs only.
+    cutouts and crops only.
 
     Args:
       images: uint8 [B, H, W, 3]; grey images as three equal channels. H * W <= 2**22, H + W < 2**14.
       draws: op int [B, K], value float [B, K], center float [B, K, 2].
+      op_ids: static; the op ids that draws may hold, None for all; an op that is not among them may do
+        nothing. On an accelerator every image pays for all of them: pass `op_table.op_ids(space)`.
 
     Returns:
       uint8 [B, H, W, 3].
@@ -51,6 +55,7 @@ def apply_draws(images: chex.Array, draws: Draws) -> chex.Array:
         draws.op.astype(jnp.int32),
         draws.value.astype(jnp.float32),
         draws.center.astype(jnp.float32),
+        tuple(range(len(op_table.ALL_OPS))) if op_ids is None else tuple(op_ids),
     )
 
 
@@ -67,8 +72,8 @@ def apply_draws_differentiable(
       images: float32 [B, H, W, 3] in [0, 1], holding k/255; constants.
       draws: op int [B, K], value float [B, K], center float [B, K, 2]. Ops are traced, so a draw whose
         op is not in `op_ids` cannot be refused: it does nothing.
-      op_ids: static; the op ids that draws may hold, 0 (Identity) among them. On an accelerator every
-        image pays for every one of them, so pass the ops of the search space only.
+      op_ids: static; the op ids that draws may hold, 0 (Identity) among them, random ops not. On an
+        accelerator every image pays for every one of them, so pass the ops of the search space only.
 
     Returns:
       float32 [B, H, W, 3].
@@ -161,6 +166,10 @@ def random_crop(key: chex.PRNGKey, images: chex.Array, padding: int = 4) -> chex
 
     Returns:
       [B, H, W, C], same dtype.
+
+    Raises:
+      TypeError: the key is not typed.
+      ValueError: more than one key, images of another rank, or a negative padding.
     """
     _check_random(key, images)
     if padding < 0:
@@ -186,6 +195,10 @@ def random_flip(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
 
     Returns:
       [B, H, W, C], same dtype.
+
+    Raises:
+      TypeError: the key is not typed.
+      ValueError: more than one key, or images of another rank.
     """
     _check_random(key, images)
     mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
@@ -205,6 +218,10 @@ def random_cutout(key: chex.PRNGKey, images: chex.Array, length: int) -> chex.Ar
 
     Returns:
       [B, H, W, C], same dtype.
+
+    Raises:
+      TypeError: the key is not typed.
+      ValueError: more than one key, images of another rank, or a negative length.
 
     Reference: DeVries and Taylor 2017, as in the DADA code.
     """

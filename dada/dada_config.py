@@ -29,6 +29,8 @@ class Config:
       policy_learning_rate: Adam of the policy, betas 0.5 and 0.999.
       control_learning_rate: Adam of RELAX's control variate.
       share_between_pairs: pairs that have an op in common share gradients; not in the official preset.
+      orthogonal_to_clean: the validation gradient loses its part along the gradient of the un-augmented
+        training batch, so that ops are paid only for what they add; not in the official preset.
       temperature: (at the start, at the end), linear in between; of the relaxed samples.
       crop_padding, flip, cutout_length: base augmentation around the policy, as in the papers.
       mean, std: per channel, of images in [0, 1].
@@ -52,6 +54,7 @@ class Config:
     policy_learning_rate: float = 0.05
     control_learning_rate: float = 0.01
     share_between_pairs: bool = True
+    orthogonal_to_clean: bool = True
     temperature: tuple[float, float] = (0.5, 0.5)
     crop_padding: int = 4
     flip: bool = True
@@ -75,6 +78,8 @@ class Config:
                 )
         if self.preset == "official":
             dada_official.check(self)
+        if names := op_table.random_ops(self.space):
+            raise ValueError(f"space: got the random ops {', '.join(names)}, which only DeepAA searches")
         if min(self.temperature) <= 0:
             raise ValueError(f"temperature: got {self.temperature}, expected two numbers above 0")
 

@@ -3,9 +3,15 @@
     min_phi V(theta'(phi)),   theta'(phi) = theta - eta (mu B + clip(grad L(theta, phi)) + lambda theta)
 
 One step: every image draws its own sub-policy; g = grad of the training loss; theta' is the real next
-iterate; v = grad of the loss of a fresh validation batch at theta'; one JVP along v scores every image,
-s_i = < v, grad l_i >. The cost of image i's draw is -s_i. Levels follow d(-s)/d(level); choices and
-application bits follow RELAX, REINFORCE with a leave-one-out baseline, or a relaxed mixture.
+iterate; v = grad of the loss of a fresh validation batch at theta', without its part along the gradient
+of the un-augmented training batch; one JVP along v scores every image, s_i = < v, grad l_i >. The cost of
+image i's draw is -s_i. Levels follow d(-s)/d(level); choices and application bits follow RELAX,
+REINFORCE with a leave-one-out baseline, or a relaxed mixture.
+
+Why v loses that part: what the un-augmented images teach anyway is no reason to augment. It is common to
+all ops and favours those with large gradients; without it an op is paid only for what it adds, as DDAS
+pays the difference to the un-augmented copy and DeepAA the angle. `orthogonal_to_clean=False` is the
+paper's eq. (9) to the letter.
 
 Deviations from the released code (preset "corrected", the default; `dada_official` has the other):
 its control variate cancels, its level gradient is blind to the op, its validation batch is always the
@@ -40,13 +46,7 @@ from dada import (
     train_state,
 )
 from dada.dada_config import Config
-
-
-class Batch(NamedTuple):
-    """images [B, H, W, 3] uint8 and labels [B] int32."""
-
-    images: jax.Array
-    labels: jax.Array
+from dada.train_state import Batch
 
 
 class SearchState(NamedTuple):
@@ -120,8 +120,9 @@ def gradients(
 
     Returns:
       ((gradient for the policy, gradient for the control variate), network after its update, metrics).
-      In the corrected preset the gradient is that of V(theta'(phi)) over the length of u, eq. (1) of
-      `hypergradient`: exact in the levels (relaxed mixtures: in everything), an estimate in the rest.
+      In the corrected preset the gradient is that of < v, theta'(phi) > over the length of u, eq. (1) of
+      `hypergradient`, and so without `orthogonal_to_clean` that of V(theta'(phi)): exact in the levels
+      (relaxed mixtures: in everything), an estimate in the rest.
     """
     train, parameters = state.train, state.policy
     rate = dada_config.learning_rate(config, train.step)
@@ -180,6 +181,10 @@ def gradients(
 
     (loss, valid_logits), valid_gradient = jax.value_and_grad(valid_loss, has_aux=True)(unrolled)
     valid_gradient = _mean(valid_gradient, axis_name)
+    if config.orthogonal_to_clean and config.preset == "corrected":
+        clean_images = augment.normalize(train_batch.images, config.mean, config.std)
+        clean_gradient = jax.grad(lambda params: mean_loss(params, clean_images)[0])(unrolled)
+        valid_gradient = hypergradient.orthogonal_part(valid_gradient, _mean(clean_gradient, axis_name))
 
     if config.hypergradient == "exact":
         score = hypergradient.alignment
@@ -317,13 +322,7 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> policy.Pol
     Raises:
       ValueError: the rows of `config.space` are not those of the search space of its name.
     """
-    base_rows = len(op_table.search_space(config.space.name).rows)
-    extra_ops = tuple(row.name for row in config.space.rows[base_rows:])
-    if config.space != op_table.search_space(config.space.name, extra_ops):
-        raise ValueError(
-            f"space: got rows {', '.join(row.name for row in config.space.rows)}, expected those of "
-            f"{config.space.name!r}, which the policy will be read with, and extra ops behind them"
-        )
+    extra_ops = op_table.extra_ops(config.space)
     is_official = config.preset == "official"
     parameters = dada_config.distribution(config, state.epoch_policy if is_official else state.policy)
     op, probability, level = (

@@ -5,11 +5,12 @@ one uint32 with red in the lowest byte, so that moving a pixel is one load and o
 
 Ops that share their arithmetic form a family and run together:
 
-    geometry    every affine op is an inverse matrix in 16.16 fixed point and one gather
+    geometry    every affine op is an inverse matrix in 16.16 fixed point and one gather; crop too
     point       Invert, Solarize, Posterize, Brightness: one pass over the levels
     equalize    one table per channel, from its histogram, and one look-up
     grey        Color, Contrast: a blend with the luma or with its mean
     smooth      Sharpness, Smooth: a blend with the 3 x 3 smoothing; Smooth has factor 0
+    box         RandCutout, RandCutout60: a comparison per pixel
 
 and the remaining ops run `apply_op` under vmap, a family each. Two schedules give the same pixels:
 
@@ -21,7 +22,7 @@ and the remaining ops run `apply_op` under vmap, a family each. Two schedules gi
 Float arithmetic is written so that no compiler can change a pixel: sums and quotients are exact for
 H * W <= 2**22, and a product is never contracted with the sum that follows it.
 
-Copy alone: with op_table.py, color_ops.py and spatial_ops.py.
+Copy alone: with op_table.py, color_ops.py, spatial_ops.py and crop_ops.py.
 """
 
 from collections.abc import Callable
@@ -33,9 +34,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dada import op_table, spatial_ops
+from dada import crop_ops, op_table, spatial_ops
 
-_ID = {name: index for index, name in enumerate(op_table.OPS)}
+_ID = {name: index for index, name in enumerate(op_table.ALL_OPS)}
+_FILL = crop_ops.FILL[0] | crop_ops.FILL[1] << 8 | crop_ops.FILL[2] << 16
 
 # Images of one block: enough that they hide the cost of a loop step, few enough that the last, partly
 # filled block of each family wastes little. Large images hide it alone.
@@ -43,42 +45,52 @@ _MAX_BLOCK = 8
 _PIXELS_PER_BLOCK = 2**14
 
 
-def apply(images: chex.Array, op: chex.Array, value: chex.Array, center: chex.Array) -> chex.Array:
+def apply(
+    images: chex.Array,
+    op: chex.Array,
+    value: chex.Array,
+    center: chex.Array,
+    op_ids: tuple[int, ...],
+) -> chex.Array:
     """Applies to every image its own K ops, one after the other.
 
     Args:
       images: uint8 [B, H, W, 3], H * W <= 2**22.
-      op: int32 [B, K], op ids of op_table.OPS.
+      op: int32 [B, K], op ids of op_table.ALL_OPS.
       value: float32 [B, K], in the unit of the op.
       center: float32 [B, K, 2], (row, column) in pixels.
+      op_ids: static; the families of other ops are left out.
 
     Returns:
       uint8 [B, H, W, 3].
     """
     size = images.shape[1:3]
+    families = tuple(family for family in _FAMILIES if any(_ID[name] in op_ids for name in family[1]))
+    if not families:
+        return images
 
     def slot(pixels, draw):
-        schedules = {"cpu": partial(_by_blocks, size), "default": partial(_dense, size)}
+        schedules = {"cpu": partial(_by_blocks, families, size), "default": partial(_dense, families, size)}
         return lax.platform_dependent(pixels, *draw, **schedules), None
 
     draws = (op.T, value.T, center.swapaxes(0, 1))
     return _unpack(lax.scan(slot, _pack(images), draws)[0], size)
 
 
-def _dense(size, pixels, op, value, center):
-    family = jnp.asarray(_family_of_op())[op]
+def _dense(families, size, pixels, op, value, center):
+    family = jnp.asarray(_family_of_op(families))[op]
     result = pixels
-    for index, (run, _) in enumerate(_FAMILIES, start=1):
+    for index, (run, _) in enumerate(families, start=1):
         changed = run(size, pixels, op, value, center)
         result = jnp.where((family == index)[:, None], changed, result)
     return result
 
 
-def _by_blocks(size, pixels, op, value, center):
+def _by_blocks(families, size, pixels, op, value, center):
     block_size = max(1, min(_MAX_BLOCK, _PIXELS_PER_BLOCK // (size[0] * size[1])))
-    family = jnp.asarray(_family_of_op())[op]
-    family_of_block, members, count = _plan_blocks(family, block_size)
-    branches = [partial(run, size) for run, _ in _FAMILIES]
+    family = jnp.asarray(_family_of_op(families))[op]
+    family_of_block, members, count = _plan_blocks(family, block_size, len(families))
+    branches = [partial(run, size) for run, _ in families]
 
     def run_block(state):
         index, pixels = state
@@ -90,14 +102,14 @@ def _by_blocks(size, pixels, op, value, center):
     return lax.while_loop(lambda state: state[0] < count, run_block, (0, pixels))[1]
 
 
-def _plan_blocks(family, block_size):
+def _plan_blocks(family, block_size, num_families):
     """Sorts images by family and cuts the images of each family into blocks.
 
     Returns:
       The family of each block, int32 [M], counted from 0 without Identity; its images, int32
       [M, block_size], padded with the index B, which no image has; the number of blocks in use, [].
     """
-    batch, num_families = family.shape[0], len(_FAMILIES)
+    batch = family.shape[0]
     order = jnp.argsort(family, stable=True)
     size = jnp.sum(family[:, None] == np.arange(num_families + 1), axis=0, dtype=jnp.int32)
     start = (jnp.cumsum(size) - size)[1:]
@@ -147,7 +159,6 @@ def _each_image(name: str) -> Callable[..., chex.Array]:
 
 
 def _geometry(size, pixels, op, value, center):
-    del center
     height, width = size
     one, half = 65536, 32768  # a pixel and half a pixel in fixed point
 
@@ -169,16 +180,18 @@ def _geometry(size, pixels, op, value, center):
     shear = jnp.clip(value, -16383 / max(size), 16383 / max(size))
     slope, offset = spatial_ops.round_half_up(shear * one), spatial_ops.round_half_up(shear * half)
     turn, quarter = op == _ID["Rotate"], op == _ID["Rotate90"]
-    mirror_x, mirror_y = only("FlipLR", 1), only("FlipUD", 1)
+    mirror_x, mirror_y = only("FlipLR", 1) + only("RandFlip", 1), only("FlipUD", 1)
+    is_crop = op == _ID["RandCrop"]
+    first = jnp.where(is_crop[:, None], jnp.floor(center), 0.0).astype(jnp.int32)
     straight = 1 - quarter.astype(jnp.int32)
     a = jnp.where(turn, cosine, one * (straight - 2 * mirror_x))
     b = jnp.where(turn, minus_sine, only("ShearX", slope) + only("Rotate90", -one))
     c = half + only("ShearX", offset) + shift("TranslateX", width)
-    c += (mirror_x + quarter) * (width - 1) * one
+    c += ((mirror_x + quarter) * (width - 1) + first[:, 1]) * one
     d = jnp.where(turn, sine, only("ShearY", slope) + only("Rotate90", one))
     e = jnp.where(turn, cosine, one * (straight - 2 * mirror_y))
     f = half + only("ShearY", offset) + shift("TranslateY", height)
-    f += mirror_y * (height - 1) * one
+    f += (mirror_y * (height - 1) + first[:, 0]) * one
     c, f = jnp.where(turn, column_start, c), jnp.where(turn, row_start, f)
     a, b, c, d, e, f = (coefficient[:, None] for coefficient in (a, b, c, d, e, f))
 
@@ -187,7 +200,7 @@ def _geometry(size, pixels, op, value, center):
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     source = jnp.where(inside, row * width + column, 0)
     moved = jnp.take_along_axis(pixels, source, axis=1, mode="promise_in_bounds")
-    return jnp.where(inside, moved, 0)
+    return jnp.where(inside, moved, jnp.where(is_crop, jnp.uint32(_FILL), 0)[:, None])
 
 
 def _point(size, pixels, op, value, center):
@@ -274,25 +287,38 @@ def _smooth(size, pixels, op, value, center):
     return _join(map(blended, _channels(pixels), totals))
 
 
+def _box(size, pixels, op, value, center):
+    del value
+    half_side = jnp.where(op == _ID["RandCutout60"], crop_ops.HALF_SIDE_60, crop_ops.HALF_SIDE)
+    middle = jnp.floor(center).astype(jnp.int32)[..., None]
+    y, x = np.divmod(np.arange(size[0] * size[1], dtype=np.int32), np.int32(size[1]))
+    distance = jnp.maximum(jnp.abs(y - middle[:, 0]), jnp.abs(x - middle[:, 1]))
+    return jnp.where(distance <= half_side[:, None], jnp.uint32(_FILL), pixels)
+
+
 _FAMILIES = (
     (
         _geometry,
         (
             *("ShearX", "ShearY", "TranslateX", "TranslateY", "TranslateXAbs", "TranslateYAbs"),
-            *("Rotate", "Rotate90", "FlipLR", "FlipUD"),
+            *("Rotate", "Rotate90", "FlipLR", "FlipUD", "RandFlip", "RandCrop"),
         ),
     ),
     (_point, ("Invert", "Solarize", "Posterize", "Posterize2", "Brightness")),
     (_equalize, ("Equalize",)),
     (_grey, ("Contrast", "Color")),
     (_smooth, ("Sharpness", "Smooth")),
-    *((_each_image(name), (name,)) for name in ("AutoContrast", "Blur", "Cutout", "CutoutAbs")),
+    (_box, ("RandCutout", "RandCutout60")),
+    *(
+        (_each_image(name), (name,))
+        for name in ("AutoContrast", "Blur", "Cutout", "CutoutAbs", "RandResizeCrop")
+    ),
 )
 
 
-def _family_of_op() -> np.ndarray:
-    """The family of every op id: 1 .. len(_FAMILIES), 0 for Identity."""
-    family = np.zeros(len(op_table.OPS), np.int32)
-    for index, (_, names) in enumerate(_FAMILIES, start=1):
+def _family_of_op(families) -> np.ndarray:
+    """The family of every op id: 1 .. len(families), 0 for Identity and for ops of no family."""
+    family = np.zeros(len(op_table.ALL_OPS), np.int32)
+    for index, (_, names) in enumerate(families, start=1):
         family[[_ID[name] for name in names]] = index
     return family

@@ -29,6 +29,25 @@ def global_norm(tree: PyTree) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
+def orthogonal_part(vector: PyTree, direction: PyTree) -> PyTree:
+    """The part of a vector that is orthogonal to a direction: v - (< v, d > / |d|^2) d.
+
+    Args:
+      vector: v, any pytree.
+      direction: d, a pytree like `vector`; zero removes nothing.
+
+    Returns:
+      A pytree like `vector`.
+    """
+    products = [
+        (jnp.vdot(v, d), jnp.vdot(d, d))
+        for v, d in zip(jax.tree.leaves(vector), jax.tree.leaves(direction), strict=True)
+    ]
+    along, squared_norm = (sum(terms) for terms in zip(*products))
+    scale = along / jnp.where(squared_norm > 0, squared_norm, 1.0)
+    return jax.tree.map(lambda v, d: v - scale * d, vector, direction)
+
+
 def alignment(
     per_example_loss: Callable[[PyTree], PyTree], params: PyTree, direction: PyTree
 ) -> PyTree:

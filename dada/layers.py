@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 
 EPSILON = 1e-5
+Params = dict[str, jax.Array]
 
 
-def uniform_fan_in(key, shape, fan_in):
+def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
     """Draws U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for weights and biases.
 
     Args:
@@ -39,7 +40,7 @@ def uniform_fan_in(key, shape, fan_in):
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def he_normal_fan_out(key, shape):
+def he_normal_fan_out(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
     """Draws a kernel from N(0, 2 / (k * k * C_out)).
 
     Args:
@@ -54,7 +55,7 @@ def he_normal_fan_out(key, shape):
     return deviation * jax.random.normal(key, shape, jnp.float32)
 
 
-def init_he_conv(key, kernel_size, in_channels, out_channels):
+def init_he_conv(key: jax.Array, kernel_size: int, in_channels: int, out_channels: int) -> Params:
     """Parameters of a convolution without bias, drawn by `he_normal_fan_out`.
 
     Args:
@@ -70,7 +71,7 @@ def init_he_conv(key, kernel_size, in_channels, out_channels):
     }
 
 
-def init_conv(key, kernel_size, in_channels, out_channels):
+def init_conv(key: jax.Array, kernel_size: int, in_channels: int, out_channels: int) -> Params:
     """Parameters of a convolution with bias, PyTorch's default initialisation.
 
     Args:
@@ -86,7 +87,7 @@ def init_conv(key, kernel_size, in_channels, out_channels):
     return {"weight": params["weight"].reshape(shape), "bias": params["bias"]}
 
 
-def init_dense(key, in_features, out_features):
+def init_dense(key: jax.Array, in_features: int, out_features: int) -> Params:
     """Parameters of a linear layer, PyTorch's default initialisation.
 
     Args:
@@ -101,7 +102,7 @@ def init_dense(key, in_features, out_features):
     return {"weight": rows[:-1], "bias": rows[-1]}
 
 
-def init_batch_norm(channels):
+def init_batch_norm(channels: int) -> tuple[Params, Params]:
     """Parameters and running statistics of a batch norm: the identity of a standardised input.
 
     Args:
@@ -115,7 +116,7 @@ def init_batch_norm(channels):
     return params, stats
 
 
-def conv(params, inputs, *, stride=1):
+def conv(params: Params, inputs: jax.Array, *, stride: int = 1) -> jax.Array:
     """Two-dimensional convolution with symmetric padding k // 2.
 
     Args:
@@ -143,7 +144,7 @@ def conv(params, inputs, *, stride=1):
     return outputs + params["bias"] if "bias" in params else outputs
 
 
-def dense(params, inputs):
+def dense(params: Params, inputs: jax.Array) -> jax.Array:
     """Linear layer, inputs @ weight + bias.
 
     Args:
@@ -161,14 +162,23 @@ def dense(params, inputs):
     return outputs + params["bias"] if "bias" in params else outputs
 
 
-def batch_norm(params, stats, inputs, is_training, *, momentum, axis_name=None):
+def batch_norm(
+    params: Params,
+    stats: Params,
+    inputs: jax.Array,
+    is_training: bool,
+    *,
+    momentum: float | jax.Array,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Params]:
     """Batch normalisation over every axis but the last.
 
       y = scale * (x - mean) / sqrt(variance + 1e-5) + bias
       stored <- (1 - momentum) * stored + momentum * batch
 
     In training, mean and biased variance are those of the batch, else the stored ones. The variance
-    that enters the store is the unbiased one.
+    that enters the store is the unbiased one. All of it is computed in float32 where the inputs are
+    narrower: in bfloat16 the mean of a thousand numbers, and their distance from it, lose all digits.
 
     Args:
       params: {"scale": [C], "bias": [C]}.
@@ -178,7 +188,8 @@ def batch_norm(params, stats, inputs, is_training, *, momentum, axis_name=None):
       momentum: weight of the new batch, in [0, 1] (PyTorch's sense; flax's is 1 - momentum).
       axis_name: mapped axis whose devices share one batch in equal parts, or None.
     Returns:
-      (outputs [..., C], new statistics); the statistics are `stats` itself when not training.
+      (outputs [..., C] in the dtype of the inputs, new statistics); the statistics are `stats` itself
+      when not training.
     Gradient: through mean and variance of the batch to the outputs; none to the stored statistics.
     Raises:
       ValueError: inputs of another rank or channel count, or one value per channel in training.
@@ -187,12 +198,14 @@ def batch_norm(params, stats, inputs, is_training, *, momentum, axis_name=None):
     channels = params["scale"].shape[0]
     if inputs.ndim < 2 or inputs.shape[-1] != channels:
         raise ValueError(f"batch_norm: expected inputs [..., {channels}], got {inputs.shape}")
+    wide = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
     if not is_training:
-        return _normalize(params, inputs - stats["mean"], stats["variance"]), stats
+        outputs = _normalize(params, wide - stats["mean"], stats["variance"])
+        return outputs.astype(inputs.dtype), stats
 
     axes = tuple(range(inputs.ndim - 1))
     count = math.prod(inputs.shape[:-1])
-    mean = jnp.mean(inputs, axes)
+    mean = jnp.mean(wide, axes)
     if axis_name is not None:
         mean = jax.lax.pmean(mean, axis_name)
         count *= jax.lax.psum(1, axis_name)
@@ -202,7 +215,7 @@ def batch_norm(params, stats, inputs, is_training, *, momentum, axis_name=None):
         )
     # Deviations from the mean of ALL devices: their mean square is the variance without the
     # cancellation of E[x^2] - E[x]^2.
-    centered = inputs - mean
+    centered = wide - mean
     variance = jnp.mean(jnp.square(centered), axes)
     if axis_name is not None:
         variance = jax.lax.pmean(variance, axis_name)
@@ -212,14 +225,14 @@ def batch_norm(params, stats, inputs, is_training, *, momentum, axis_name=None):
         stats,
         batch,
     )
-    return _normalize(params, centered, variance), new_stats
+    return _normalize(params, centered, variance).astype(inputs.dtype), new_stats
 
 
 def _normalize(params, centered, variance):
     return centered * (params["scale"] * jax.lax.rsqrt(variance + EPSILON)) + params["bias"]
 
 
-def global_average_pool(inputs):
+def global_average_pool(inputs: jax.Array) -> jax.Array:
     """Mean over the image plane.
 
     Args:
@@ -234,7 +247,7 @@ def global_average_pool(inputs):
     return jnp.mean(inputs, axis=(1, 2))
 
 
-def average_pool_2x2(inputs):
+def average_pool_2x2(inputs: jax.Array) -> jax.Array:
     """Mean over windows of 2x2, stride 2; at an odd edge, over the pixels that are there.
 
     Args:
@@ -254,7 +267,7 @@ def average_pool_2x2(inputs):
     return jnp.mean(padded.reshape(shape), axis=(2, 4))
 
 
-def max_pool_3x3(inputs):
+def max_pool_3x3(inputs: jax.Array) -> jax.Array:
     """Maximum over windows of 3x3, stride 2, one pixel of padding that never is the maximum.
 
     Args:
@@ -278,7 +291,7 @@ def max_pool_3x3(inputs):
 
 
 @jax.custom_jvp
-def shake(inputs, forward, backward):
+def shake(inputs: jax.Array, forward: jax.Array, backward: jax.Array) -> jax.Array:
     """Multiplies each image by one factor, and derivatives by another.
 
     Args:
@@ -306,7 +319,9 @@ def _per_image(factor, inputs):
     return factor.astype(inputs.dtype)[:, None, None, None]
 
 
-def image_uniform(key, count, shape, *, axis_name=None):
+def image_uniform(
+    key: jax.Array, count: int, shape: tuple[int, ...], *, axis_name: str | None = None
+) -> jax.Array:
     """Draws U(0, 1) for each image, image i of the whole batch from fold_in(key, i).
 
     Args:
@@ -322,7 +337,7 @@ def image_uniform(key, count, shape, *, axis_name=None):
     return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
 
 
-def check_images(network, images):
+def check_images(network: str, images: jax.Array) -> None:
     """Checks the input of a network.
 
     Args:
@@ -340,7 +355,7 @@ def check_images(network, images):
         raise ValueError(f"{network}: expected images [B, H, W, 3], got {images.shape}")
 
 
-def check_sizes(network, **sizes):
+def check_sizes(network: str, **sizes: int) -> None:
     """Checks that the sizes of a network are integers of 1 or more.
 
     Args:

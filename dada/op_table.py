@@ -18,10 +18,18 @@ Spaces:
                       enhancers from 0.1 to 1.9 without a random sign, level 0.5 their identity.
     trivialaugment_wide   the same ops with wider ranges.
     uniformaugment    16 ops: Invert and Cutout besides; translations up to 14.4 pixels.
-DeepAA's actions flip, cutout and crop differ between CIFAR and ImageNet; they are extra ops
-(`UNAVAILABLE_OPS`): policies that name them can be read and written, not yet sampled.
+    ddas              19 ops of DDAS on CIFAR; `ddas_candidates` crosses them with magnitudes. A
+                      magnitude m of the paper is level m / 32, so that float32 holds it exactly.
+    ddas_imagenet     20 ops of DDAS on ImageNet: Cutout besides. ddas_68 has the same rows.
+    ddas_sanity       the ops of ddas with Rotate90 in the place of Rotate.
+DeepAA's actions flip, cutout and crop differ between CIFAR and ImageNet; they are extra ops, the
+`RANDOM_OPS`. What such an op does to an image is drawn by `sampling`, whatever the level:
+    RandFlip          FlipLR with probability one half
+    RandCutout        a box of 17 x 17 pixels about a uniform centre (RandCutout60: 61 x 61)
+    RandCrop          four pixels more on every side, cropped back at a uniform place
+    RandResizeCrop    a window of random area and form, enlarged to the image
 
-Copy alone: with color_ops.py and spatial_ops.py.
+Copy alone: with color_ops.py, spatial_ops.py and crop_ops.py.
 """
 
 from typing import NamedTuple
@@ -30,7 +38,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
-from dada import color_ops, spatial_ops
+from dada import color_ops, crop_ops, spatial_ops
 
 
 def _cutout_side(fraction, width):
@@ -76,8 +84,22 @@ _APPLY = {
 
 OPS: tuple[str, ...] = tuple(_APPLY)  # the op id is the index into this tuple; 0 does nothing
 
-# Random ops of DeepAA that published policies name and that no leaf implements yet.
-UNAVAILABLE_OPS = ("RandFlip", "RandCutout", "RandCutout60", "RandCrop", "RandResizeCrop")
+# Once drawn: center holds the centre of a box, or the first pixel of a window; value the size of a
+# window, as the number (height - 1) W + width - 1, which float32 holds exactly.
+_APPLY_DRAWN = {
+    "RandFlip": lambda image, value, center: spatial_ops.flip_lr(image),
+    "RandCutout": lambda image, value, center: crop_ops.box(image, crop_ops.HALF_SIDE, center),
+    "RandCutout60": lambda image, value, center: crop_ops.box(image, crop_ops.HALF_SIDE_60, center),
+    "RandCrop": lambda image, value, center: crop_ops.crop(image, center),
+    "RandResizeCrop": lambda image, value, center: crop_ops.resized_crop(
+        image,
+        center.astype(jnp.int32),
+        1 + jnp.stack(jnp.divmod(value.astype(jnp.int32), image.shape[1])),
+    ),
+}
+
+RANDOM_OPS: tuple[str, ...] = tuple(_APPLY_DRAWN)
+ALL_OPS: tuple[str, ...] = (*OPS, *RANDOM_OPS)  # the ids of the random ops follow
 
 
 class OpRow(NamedTuple):
@@ -142,6 +164,26 @@ def _trivial_ops(degrees, bits, factors, shear, pixels) -> tuple[OpRow, ...]:
     )
 
 
+_DDAS_SINGLE = _without_magnitude(
+    *("Identity", "FlipLR", "FlipUD", "AutoContrast", "Equalize", "Invert", "Blur", "Smooth")
+)
+_DDAS_ROTATE = OpRow("Rotate", 0.0, 96.0, "degrees", 0.0, True)
+_DDAS_MOVES = (
+    OpRow("Posterize", 4.0, 0.0, "bits", None, False),
+    *(OpRow(name, 0.0, 0.96, "shear", 0.0, True) for name in ("ShearX", "ShearY")),
+    *(OpRow(name, 0.0, 32.0, "pixels", 0.0, True) for name in ("TranslateXAbs", "TranslateYAbs")),
+    OpRow("Solarize", 256.0, 0.0, "threshold", 256.0, False),
+)
+_DDAS_ENHANCERS = tuple(
+    OpRow(name, 0.1, 5.86, "factor", 1.0, False)
+    for name in ("Color", "Contrast", "Brightness", "Sharpness")
+)
+_DDAS_IMAGENET = (
+    *(*_DDAS_SINGLE, _DDAS_ROTATE, *_DDAS_MOVES),
+    OpRow("CutoutAbs", 0.0, 64.0, "pixels", None, False),
+    *_DDAS_ENHANCERS,
+)
+
 _SPACES = {
     "dada": _DADA,
     "strength": (
@@ -172,6 +214,13 @@ _SPACES = {
         *_without_magnitude("Invert"),
         _CUTOUT,
     ),
+    "ddas": (*_DDAS_SINGLE, _DDAS_ROTATE, *_DDAS_MOVES, *_DDAS_ENHANCERS),
+    "ddas_imagenet": _DDAS_IMAGENET,
+    "ddas_68": _DDAS_IMAGENET,
+    "ddas_sanity": (
+        *(*_DDAS_SINGLE, *_without_magnitude("Rotate90")),
+        *(*_DDAS_MOVES, *_DDAS_ENHANCERS),
+    ),
 }
 
 SPACE_NAMES: tuple[str, ...] = tuple(_SPACES)
@@ -195,7 +244,7 @@ def search_space(name: str, extra_ops: tuple[str, ...] = ()) -> SearchSpace:
         raise ValueError(f"search space: got {name!r}, expected one of {', '.join(SPACE_NAMES)}")
     rows = _SPACES[name]
     with_magnitude = {row.name for space in _SPACES.values() for row in space if row.unit}
-    allowed = [op for op in (*OPS, *UNAVAILABLE_OPS) if op not in with_magnitude]
+    allowed = [op for op in ALL_OPS if op not in with_magnitude]
     seen = {row.name for row in rows}
     for op in extra_ops:
         if op not in allowed:
@@ -206,19 +255,34 @@ def search_space(name: str, extra_ops: tuple[str, ...] = ()) -> SearchSpace:
     return SearchSpace(name, rows + _without_magnitude(*extra_ops))
 
 
-def row_op_ids(space: SearchSpace) -> np.ndarray:
-    """Returns the op id of every row, int32 [R].
+def extra_ops(space: SearchSpace) -> tuple[str, ...]:
+    """Returns the names with which `search_space(space.name, names)` gives the space again.
 
     Raises:
-      ValueError: the space holds an op that no leaf implements yet.
+      ValueError: no names do, because the rows are not those of the search space of that name.
     """
-    missing = [row.name for row in space.rows if row.name not in _APPLY]
-    if missing:
+    names = tuple(row.name for row in space.rows[len(search_space(space.name).rows) :])
+    if space != search_space(space.name, names):
         raise ValueError(
-            f"search space {space.name!r}: op {', '.join(missing)} is not available yet, expected "
-            f"ops among {', '.join(OPS)}"
+            f"space: got rows {', '.join(row.name for row in space.rows)}, expected those of "
+            f"{space.name!r}, which the policy will be read with, and extra ops behind them"
         )
-    return np.array([OPS.index(row.name) for row in space.rows], np.int32)
+    return names
+
+
+def row_op_ids(space: SearchSpace) -> np.ndarray:
+    """Returns the op id of every row, int32 [R]."""
+    return np.array([ALL_OPS.index(row.name) for row in space.rows], np.int32)
+
+
+def op_ids(space: SearchSpace) -> tuple[int, ...]:
+    """Returns the distinct op ids of a space and 0 (Identity), sorted."""
+    return tuple(sorted({0, *row_op_ids(space).tolist()}))
+
+
+def random_ops(space: SearchSpace) -> tuple[str, ...]:
+    """Returns the names of the space's random ops."""
+    return tuple(row.name for row in space.rows if row.name in RANDOM_OPS)
 
 
 def level_to_value(
@@ -264,21 +328,22 @@ def apply_op(name: str, image: chex.Array, value: chex.Numeric, center: chex.Arr
     """Applies one op to one image.
 
     Args:
-      name: one of `OPS`.
+      name: one of `ALL_OPS`; of a random op, what has been drawn.
       image: float [H, W, 3] in [0, 1].
       value: scalar in the unit of the op: shear; fraction of width or height (TranslateX,
         TranslateY, Cutout) or pixels (the forms ending in Abs); degrees; threshold in 0..256;
-        bits; factor. Ignored by ops without magnitude.
-      center: float [2], (row, column) in pixels; used by Cutout and CutoutAbs only.
+        bits; factor; number of a window's size (RandResizeCrop). Ignored by ops without magnitude.
+      center: float [2], (row, column) in pixels: the centre of a cutout, the first pixel of a crop.
 
     Returns:
       float [H, W, 3].
 
-    Gradient: that of the op in color_ops or spatial_ops.
+    Gradient: that of the op in color_ops, spatial_ops or crop_ops.
 
     Raises:
       ValueError: unknown op.
     """
-    if name not in _APPLY:
-        raise ValueError(f"op: got {name!r}, expected one of {', '.join(OPS)}")
-    return _APPLY[name](image, value, center)
+    apply = _APPLY.get(name) or _APPLY_DRAWN.get(name)
+    if apply is None:
+        raise ValueError(f"op: got {name!r}, expected one of {', '.join(ALL_OPS)}")
+    return apply(image, value, center)

@@ -9,7 +9,7 @@ the number of updates done; the random numbers of an update are a function of it
 
 With `batch_augmentation` M every image enters M times, each copy with its own augmentation; batch norm
 sees all copies as one batch, where the papers' M processes have statistics of their own. With `dtype`
-bfloat16 the network computes in that type; weights, momentum, running statistics, loss and the test
+bfloat16 the network computes in that type; weights, momentum, statistics of batch norm, loss and the test
 stay float32. Under `jit` with a batch divided over devices the step is that of one device.
 
 A schedule policy of E' epochs is stretched over the E epochs of the training: epoch e takes entry
@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dada import augment, policy, sampling, schedules, train_state
+from dada import augment, op_table, policy, sampling, schedules, train_state
 
 POSITIONS = ("after_crop", "first")
 SCHEDULES = ("cosine", "step")
@@ -113,7 +113,7 @@ class Keys(NamedTuple):
     network: jax.Array
 
 
-def learning_rate(config, step):
+def learning_rate(config: Config, step: int | jax.Array) -> jax.Array:
     """Learning rate of an update: warm-up, then the schedule, by the real-valued epoch.
 
     Args:
@@ -139,7 +139,9 @@ def learning_rate(config, step):
     )
 
 
-def network_input(keys, config, images, epoch):
+def network_input(
+    keys: Keys, config: Config, images: jax.Array, epoch: jax.Array | None
+) -> jax.Array:
     """Augments and normalises a batch in the order of the recipe.
 
     Args:
@@ -156,7 +158,8 @@ def network_input(keys, config, images, epoch):
             return images  # no op at all: the plain baselines pay for none
         count, *image_size = images.shape[:3]
         draws = sampling.sample(keys.policy, config.policy, count, tuple(image_size), epoch)
-        return augment.apply_draws(images, draws)
+        op_ids = op_table.op_ids(policy.space(config.policy))
+        return augment.apply_draws(images, draws, op_ids=op_ids)
 
     if config.policy_position == "first":
         images = apply_policy(images)
@@ -170,7 +173,13 @@ def network_input(keys, config, images, epoch):
     return augment.random_cutout(keys.cutout, images, config.cutout_length)
 
 
-def step(key, config, state, images, labels):
+def step(
+    key: jax.Array,
+    config: Config,
+    state: train_state.TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+) -> tuple[train_state.TrainState, dict[str, jax.Array]]:
     """One update on a batch of bytes.
 
     Args:
@@ -204,7 +213,13 @@ def step(key, config, state, images, labels):
     return new_state, {**metrics, "learning_rate": jnp.asarray(rate, jnp.float32)}
 
 
-def evaluate(config, state, images, labels, batch_size):
+def evaluate(
+    config: Config,
+    state: train_state.TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    batch_size: int,
+) -> dict[str, jax.Array]:
     """Loss and number of right answers on a whole set, under the running statistics, in float32.
 
     Args:

@@ -160,14 +160,18 @@ def weighted_parallel(
 
     Args:
       images: [B, H, W, C] float.
-      op_outputs_or_ops: the K outputs, [K, B, H, W, C], or K functions from `images` to [B, H, W, C].
-      weights: [K], one mixture for the batch, or [B, K], one per image.
+      op_outputs_or_ops: the K outputs, [K, B, H, W, C] float, or K functions from `images` to
+        [B, H, W, C] float.
+      weights: [K] float, one mixture for the batch, or [B, K], one per image; of any sign and sum.
 
     Returns:
-      [B, H, W, C]. Gradient: exact in `weights`, and in `images` as far as the ops have one.
+      [B, H, W, C] float.
+
+    Gradient: exact in `weights` and in given outputs, and in `images` as far as the ops have one.
 
     Raises:
-      ValueError: if the shapes of images, outputs and weights do not fit together.
+      ValueError: outputs that are not [K, B, H, W, C] for these images, or weights that are neither
+        [K] nor [B, K].
     """
     if isinstance(op_outputs_or_ops, Sequence):
         outputs = jnp.stack([op(images) for op in op_outputs_or_ops])

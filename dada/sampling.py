@@ -1,4 +1,4 @@
-"""From a key and a policy to draws: which op, which value, which cutout centre for every image.
+"""From a key and a policy to draws: which op, which value, which centre or corner for every image.
 
 Draws are arrays and nothing else, so that they can be logged, replayed and tested apart from the
 pixels. B images, K ops in a row per image, R rows of the search space. Policies of all three kinds
@@ -8,22 +8,32 @@ All functions are pure and can be traced; in `sample` everything but the key (an
 static. Copy with: policy.py, op_table.py and what they import.
 """
 
+import math
 import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dada import op_table
+from dada import crop_ops, op_table
 from dada.policy import Policy, space, validate
 
 
 class Draws(NamedTuple):
     """What is done to every image of a batch, in order of application."""
 
-    op: jax.Array  # int32 [B, K], op id of op_table.OPS; 0 (Identity) = nothing applied
+    op: jax.Array  # int32 [B, K], op id of op_table.ALL_OPS; 0 (Identity) = nothing applied
     value: jax.Array  # float32 [B, K], in the unit of the op; 0 where nothing is applied
-    center: jax.Array  # float32 [B, K, 2], (row, column) in pixels, for cutout
+    center: jax.Array  # float32 [B, K, 2], (row, column) in pixels, for cutouts and crops
+
+
+# Uniform numbers that a random op needs.
+NOISE_SIZE = 4
+# RandCutout60 draws its centre in a window of this side in the middle of the image.
+_CENTER_WINDOW = 256
+# RandResizeCrop: share of the area, and logarithm of width over height.
+_AREA_SHARE = (0.08, 1.0)
+_LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 
 
 def random_signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -48,6 +58,9 @@ def assemble_draws(
     level: jax.Array,
     sign: jax.Array,
     center: jax.Array,
+    *,
+    noise: jax.Array | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> Draws:
     """Turns rows and levels into draws.
 
@@ -57,7 +70,10 @@ def assemble_draws(
       applied: bool [B, K]; where false the draw is op 0 with value 0.
       level: float [B, K] in [0, 1].
       sign: float [B, K], -1 or +1; ignored by rows without a random sign.
-      center: float [B, K, 2], (row, column) in pixels.
+      center: float [B, K, 2], (row, column) in pixels, for the cutouts that have a level.
+      noise: float [B, K, NOISE_SIZE], uniform on [0, 1), of which random ops are made; may be missing
+        where the space has none.
+      image_size: static, (H, W) in pixels; the same.
 
     Returns:
       Draws of [B, K].
@@ -66,7 +82,7 @@ def assemble_draws(
 
     Raises:
       TypeError: row is not of an integer type, or applied not boolean.
-      ValueError: shapes do not fit, or the space holds an op that is not available yet.
+      ValueError: shapes do not fit, or the space has random ops and there is no noise for them.
     """
     row, applied, center = jnp.asarray(row), jnp.asarray(applied), jnp.asarray(center)
     if applied.dtype != jnp.bool_:
@@ -78,11 +94,70 @@ def assemble_draws(
         )
     value = op_table.level_to_value(search_space, row, level, sign)
     op = jnp.asarray(op_table.row_op_ids(search_space))[row]
-    return Draws(
+    draws = Draws(
         op=jnp.where(applied, op, 0),
         value=jnp.where(applied, value, 0.0),
         center=center.astype(jnp.float32),
     )
+    names = op_table.random_ops(search_space)
+    if not names:
+        return draws
+    if noise is None or image_size is None or noise.shape != (*row.shape, NOISE_SIZE):
+        raise ValueError(
+            f"search space {search_space.name!r} has the random ops {', '.join(names)}: expected an "
+            f"image size and noise of shape {(*row.shape, NOISE_SIZE)}, got {image_size} and "
+            f"{None if noise is None else noise.shape}"
+        )
+    return _draw_random_ops(draws, noise.astype(jnp.float32), image_size)
+
+
+def _draw_random_ops(draws, noise, image_size):
+    """Replaces what the random ops hold by what they do; other draws stay as they are."""
+    op, value, center = draws
+    extent = jnp.array(image_size, jnp.float32)
+    place = noise[..., :2]  # in the unit square
+
+    def is_op(name):
+        return op == op_table.ALL_OPS.index(name)
+
+    margin = jnp.maximum(extent - _CENTER_WINDOW, 0.0) / 2
+    corner, size = _draw_windows(place, noise[..., 2], noise[..., 3], image_size)
+    for name, drawn in (
+        ("RandCutout", place * extent),
+        ("RandCutout60", margin + place * (extent - 2 * margin)),
+        ("RandCrop", jnp.floor(place * (2 * crop_ops.CROP_PADDING + 1)) - crop_ops.CROP_PADDING),
+        ("RandResizeCrop", corner),
+    ):
+        center = jnp.where(is_op(name)[..., None], drawn, center)
+    size_number = (size[..., 0] - 1) * image_size[1] + size[..., 1] - 1
+    value = jnp.where(is_op("RandResizeCrop"), size_number, value)
+    nothing = is_op("RandFlip") & (noise[..., 0] >= 0.5)
+    return Draws(jnp.where(nothing, 0, op), jnp.where(nothing, 0.0, value), center)
+
+
+def _draw_windows(place, area_noise, ratio_noise, image_size):
+    """Corner and size of RandResizeCrop, whole numbers in float32 [..., 2] each.
+
+    One attempt, as in the released code of DeepAA (torchvision makes ten): a window that does not fit
+    is replaced by the largest one in the middle whose form is allowed.
+    """
+    height, width = image_size
+    extent = jnp.array(image_size, jnp.float32)
+
+    def between(bounds, noise):
+        return bounds[0] + noise * (bounds[1] - bounds[0])
+
+    area = height * width * between(_AREA_SHARE, area_noise)
+    ratio = jnp.exp(between(_LOG_RATIO, ratio_noise))
+    size = jnp.round(jnp.sqrt(jnp.stack([area / ratio, area * ratio], axis=-1)))
+    fits = jnp.all((size >= 1) & (size <= extent), axis=-1, keepdims=True)
+    low, high = (math.exp(bound) for bound in _LOG_RATIO)
+    largest = [min(height, round(width / low)), min(width, round(height * high))]
+    largest = jnp.array(largest, jnp.float32)
+    corner = jnp.where(
+        fits, jnp.floor(place * (extent - size + 1)), jnp.floor((extent - largest) / 2)
+    )
+    return corner, jnp.where(fits, size, largest)
 
 
 def _choose(key, probability, shape):
@@ -144,7 +219,7 @@ def sample(
       Draws [B, K].
 
     Raises:
-      ValueError: bad policy or size, a schedule without an epoch, or an op not available yet.
+      ValueError: bad policy or size, or a schedule without an epoch.
     """
     validate(policy)
     sizes = (batch_size, *image_size)
@@ -154,7 +229,7 @@ def sample(
             "expected B > 0 and (H, W) with H, W > 0"
         )
     # One stream per use.
-    choice_key, apply_key, sign_key, center_key = jax.random.split(key, 4)
+    choice_key, apply_key, sign_key, center_key, noise_key = jax.random.split(key, 5)
     content = policy.content
     if policy.kind == "sub_policies":
         row, applied, level = _draw_sub_policies(content, choice_key, apply_key, batch_size)
@@ -168,4 +243,7 @@ def sample(
         row, applied, level = _draw_schedule(content, choice_key, apply_key, batch_size, epoch)
     sign = random_signs(sign_key, row.shape)
     center = random_centers(center_key, row.shape, image_size)
-    return assemble_draws(space(policy), row, applied, level, sign, center)
+    noise = jax.random.uniform(noise_key, (*row.shape, NOISE_SIZE))
+    return assemble_draws(
+        space(policy), row, applied, level, sign, center, noise=noise, image_size=image_size
+    )

@@ -12,10 +12,15 @@ Reference: Loshchilov and Hutter 2017, arXiv:1608.03983 (cosine); Goyal et al. 2
 (warm-up), in the form that the training code of Fast AutoAugment and DADA has.
 """
 
+from collections.abc import Callable, Sequence
+
+import jax
 import jax.numpy as jnp
 
+Number = float | jax.Array
 
-def cosine(epoch, *, learning_rate, num_epochs):
+
+def cosine(epoch: Number, *, learning_rate: Number, num_epochs: float) -> jax.Array:
     """Falls from `learning_rate` to 0 along half a cosine.
 
       eta(t) = eta_0 (1 + cos(pi t / T)) / 2
@@ -33,7 +38,9 @@ def cosine(epoch, *, learning_rate, num_epochs):
     return learning_rate * (1.0 + jnp.cos(jnp.pi * jnp.clip(epoch / num_epochs, 0.0, 1.0))) / 2.0
 
 
-def step(epoch, *, learning_rate, decay_epochs, factor=0.1):
+def step(
+    epoch: Number, *, learning_rate: Number, decay_epochs: Sequence[float], factor: float = 0.1
+) -> jax.Array:
     """Multiplies the learning rate by `factor` at each of `decay_epochs`.
 
     Args:
@@ -48,7 +55,14 @@ def step(epoch, *, learning_rate, decay_epochs, factor=0.1):
     return learning_rate * factor**passed
 
 
-def with_warmup(epoch, schedule, *, learning_rate, warmup_epochs, multiplier):
+def with_warmup(
+    epoch: Number,
+    schedule: Callable[[Number], jax.Array],
+    *,
+    learning_rate: float,
+    warmup_epochs: float,
+    multiplier: float,
+) -> jax.Array:
     """Linear warm-up, then another schedule from its beginning.
 
       t < W:   eta_0 (1 + (m - 1) t / W), and eta_0 t / W for m = 1

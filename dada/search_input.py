@@ -1,41 +1,18 @@
 """The training batch that a DADA step sees: from uint8 images and one draw per image to network input.
 
-Every random number belongs to one image of the whole batch: its key is fold_in(step key, index), so a
-batch that is divided over devices is augmented exactly as it would be on one.
+Every random number belongs to one image of the whole batch (`image_keys`).
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dada import augment, dada_official, op_table, policy_space, relaxed_augment, sampling
 from dada.dada_config import Config
+from dada.image_keys import ImageKeys, each_image, image_keys
 
-
-class ImageKeys(NamedTuple):
-    """One stream per use, each [B] typed keys; image i of the whole batch has its own, on any device."""
-
-    crop: jax.Array
-    flip: jax.Array
-    draw: jax.Array
-    sign: jax.Array
-    center: jax.Array
-    cutout: jax.Array
-
-
-def image_keys(key: jax.Array, count: int, axis_name: str | None = None) -> ImageKeys:
-    """Keys for `count` images, the part of this device where the batch is divided over `axis_name`."""
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
-    streams = jax.vmap(lambda key: jax.random.split(key, len(ImageKeys._fields)))(keys)
-    return ImageKeys(*(streams[:, i] for i in range(len(ImageKeys._fields))))
-
-
-def _each_image(function):
-    """Maps a batched augmentation over images with a key each."""
-    return jax.vmap(lambda key, image: function(key, image[None])[0])
+__all__ = ["ImageKeys", "image_keys", "network_input"]
 
 
 def network_input(
@@ -65,9 +42,9 @@ def network_input(
     count, image_size = images.shape[0], images.shape[1:3]
     if config.crop_padding:
         crop = functools.partial(augment.random_crop, padding=config.crop_padding)
-        images = _each_image(crop)(keys.crop, images)
+        images = each_image(crop)(keys.crop, images)
     if config.flip:
-        images = _each_image(augment.random_flip)(keys.flip, images)
+        images = each_image(augment.random_flip)(keys.flip, images)
     images = images.astype(jnp.float32) / 255.0
     slots = (policy_space.OPS_PER_SUB_POLICY,)
     signs = jax.vmap(lambda key: sampling.random_signs(key, slots))(keys.sign)
@@ -104,5 +81,5 @@ def network_input(
     images = augment.normalize(images, config.mean, config.std)
     if config.cutout_length:
         cutout = functools.partial(augment.random_cutout, length=config.cutout_length)
-        images = _each_image(cutout)(keys.cutout, images)
+        images = each_image(cutout)(keys.cutout, images)
     return images

@@ -18,10 +18,18 @@ Copy alone: needs jax only.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+class Batch(NamedTuple):
+    """images [B, H, W, 3] uint8 and labels [B] int32."""
+
+    images: jax.Array
+    labels: jax.Array
 
 
 class TrainState(NamedTuple):
@@ -40,7 +48,7 @@ class TrainState(NamedTuple):
     momentum: Any
 
 
-def init(params, batch_stats):
+def init(params: Any, batch_stats: Any) -> TrainState:
     """State before the first step, with zero momentum.
 
     Args:
@@ -58,16 +66,16 @@ def init(params, batch_stats):
 
 
 def sgd_update(
-    params,
-    momentum,
-    gradient,
+    params: Any,
+    momentum: Any,
+    gradient: Any,
     *,
-    learning_rate,
-    weight_decay,
-    momentum_decay=0.9,
-    clip_norm=None,
-    nesterov=False,
-):
+    learning_rate: float | jax.Array,
+    weight_decay: Any,
+    momentum_decay: float = 0.9,
+    clip_norm: float | None = None,
+    nesterov: bool = False,
+) -> tuple[Any, Any]:
     """One step of stochastic gradient descent as PyTorch takes it.
 
       h  = g * min(1, clip_norm / (|g| + 1e-6)) + lambda theta
@@ -117,8 +125,14 @@ def sgd_update(
 
 
 def cosine_schedule(
-    step, *, base_learning_rate, steps_per_epoch, num_epochs, floor=0.001, epoch_offset=0
-):
+    step: int | jax.Array,
+    *,
+    base_learning_rate: float,
+    steps_per_epoch: int,
+    num_epochs: int,
+    floor: float = 0.001,
+    epoch_offset: int = 0,
+) -> jax.Array:
     """Learning rate that falls once per epoch along half a cosine.
 
       eta_e = floor + (base - floor) (1 + cos(pi e / E)) / 2,   e = step // steps_per_epoch + offset
@@ -148,7 +162,7 @@ def cosine_schedule(
     return floor + (base_learning_rate - floor) * (1.0 + jnp.cos(jnp.pi * epoch / num_epochs)) / 2.0
 
 
-def cross_entropy(logits, labels, *, label_smoothing=0.0):
+def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
     """Negative log-probability of the right class, per example.
 
       l_i = log sum_c exp(logits_ic) - (1 - epsilon) logits_i,label_i - epsilon mean_c logits_ic
@@ -175,7 +189,7 @@ def cross_entropy(logits, labels, *, label_smoothing=0.0):
     return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - chosen
 
 
-def accuracy(logits, labels):
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Share of examples whose largest logit is that of the right class.
 
     Args:
@@ -192,20 +206,20 @@ def accuracy(logits, labels):
 
 
 def train_step(
-    apply,
-    state,
-    images,
-    labels,
-    learning_rate,
+    apply: Callable[..., tuple[jax.Array, Any]],
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    learning_rate: float | jax.Array,
     *,
-    weight_decay,
-    momentum_decay=0.9,
-    clip_norm=None,
-    nesterov=False,
-    label_smoothing=0.0,
-    key=None,
-    axis_name=None,
-):
+    weight_decay: Any,
+    momentum_decay: float = 0.9,
+    clip_norm: float | None = None,
+    nesterov: bool = False,
+    label_smoothing: float = 0.0,
+    key: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update on the mean cross-entropy of a batch.
 
     Args:
@@ -227,7 +241,7 @@ def train_step(
             params, state.batch_stats, images, True, key, axis_name=axis_name
         )
         losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        loss = _mean_of_devices(jnp.mean(losses), axis_name)
+        loss = mean_of_devices(jnp.mean(losses), axis_name)
         return loss, (batch_stats, accuracy(logits, labels))
 
     (loss, (batch_stats, right)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(
@@ -236,18 +250,25 @@ def train_step(
     params, momentum = sgd_update(
         state.params,
         state.momentum,
-        _mean_of_devices(gradient, axis_name),
+        mean_of_devices(gradient, axis_name),
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         momentum_decay=momentum_decay,
         clip_norm=clip_norm,
         nesterov=nesterov,
     )
-    metrics = {"loss": loss, "accuracy": _mean_of_devices(right, axis_name)}
+    metrics = {"loss": loss, "accuracy": mean_of_devices(right, axis_name)}
     return TrainState(state.step + 1, params, batch_stats, momentum), metrics
 
 
-def eval_step(apply, state, images, labels, *, axis_name=None):
+def eval_step(
+    apply: Callable[..., tuple[jax.Array, Any]],
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    axis_name: str | None = None,
+) -> dict[str, jax.Array]:
     """Loss and accuracy of a batch under the running statistics.
 
     Args:
@@ -264,7 +285,12 @@ def eval_step(apply, state, images, labels, *, axis_name=None):
         "loss": jnp.mean(cross_entropy(logits, labels)),
         "accuracy": accuracy(logits, labels),
     }
-    return _mean_of_devices(metrics, axis_name)
+    return mean_of_devices(metrics, axis_name)
+
+
+def mean_of_devices(tree: Any, axis_name: str | None) -> Any:
+    """Mean of every leaf over a mapped axis; the tree itself where `axis_name` is None."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def _clip(gradient, clip_norm):
@@ -276,10 +302,6 @@ def _clip(gradient, clip_norm):
     norm = jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squared)))
     factor = jnp.minimum(1.0, clip_norm / (norm + 1e-6))
     return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), gradient)
-
-
-def _mean_of_devices(tree, axis_name):
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def _check_logits(logits, labels, name):

@@ -5,7 +5,7 @@ Contract: reads flags.txt, metrics.jsonl, summary.json and policy.json; writes n
 
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,8 +15,11 @@ from experiments import figure_style, run_folder
 
 _CURVES = (
     *("train_loss", "train_accuracy", "valid_loss", "valid_accuracy"),
-    *("entropy", "temperature", "op_mass"),
+    *("entropy", "op_mass"),
 )
+# Of one method only.
+_METHOD_CURVES = {"dada": ("temperature",), "ddas": ("p_tp",)}
+_METHOD_NUMBERS = {"dada": (), "ddas": ("p_tp_initial", "steps_per_epoch")}
 
 
 class Planted(NamedTuple):
@@ -31,13 +34,15 @@ class FinishedSearch(NamedTuple):
     """What the figures need of a finished run."""
 
     path: pathlib.Path
+    method: str
     flags: dict[str, str]
+    summary: dict[str, Any]
     space: op_table.SearchSpace
     metrics: dict[str, np.ndarray]  # [T] each, op_mass [T, R]
     policy: policy.Policy
     policy_mass: np.ndarray  # [R], of the policy file
     initial_mass: np.ndarray  # [R], of the distribution before the first step
-    distribution: policy_space.Parameters  # probabilities and levels
+    distribution: policy_space.Parameters | None  # probabilities and levels; of DADA only
     planted: Planted | None
 
 
@@ -51,21 +56,31 @@ def read(path: str | os.PathLike) -> FinishedSearch:
     path = pathlib.Path(path)
     run_flags = run_folder.read_flags(path)
     summary = run_folder.read_summary(path)
-    for name in ("dataset", "search_space", "policy_space"):
+    method = run_flags.get("method", "dada")
+    if method not in _METHOD_CURVES:
+        known = " or ".join(_METHOD_CURVES)
+        raise ValueError(f"{path / 'flags.txt'}: got --method={method}, expected {known}")
+    for name in ("dataset", "search_space", *(("policy_space",) if method == "dada" else ())):
         if name not in run_flags:
             raise ValueError(f"{path / 'flags.txt'}: no --{name}, expected the flags of a search")
     extra_ops = tuple(name for name in run_flags.get("extra_ops", "").split(",") if name)
     space = op_table.search_space(run_flags["search_space"], extra_ops)
     names = [row.name for row in space.rows]
     masses = [_numbers(path, summary, key, names) for key in ("op_mass_policy_file", "op_mass_initial")]
+    for name in _METHOD_NUMBERS[method]:
+        if not isinstance(summary.get(name), int | float):
+            raise ValueError(f"{path / 'summary.json'}, {name}: got {summary.get(name)!r}, expected a number")
+    is_dada = method == "dada"
     return FinishedSearch(
         path,
+        method,
         run_flags,
+        summary,
         space,
-        _read_metrics(path, len(names)),
+        _read_metrics(path, len(names), (*_CURVES, *_METHOD_CURVES[method])),
         policy.load(path / "policy.json"),
         *masses,
-        _read_distribution(path, summary, run_flags["policy_space"], len(names)),
+        _read_distribution(path, summary, run_flags["policy_space"], len(names)) if is_dada else None,
         _read_planted(path, run_flags.get("planted_op"), space),
     )
 
@@ -92,13 +107,13 @@ def _read_distribution(path, summary, kind, num_ops):
     return policy_space.Parameters(*leaves)
 
 
-def _read_metrics(path, num_ops):
+def _read_metrics(path, num_ops, curves):
     lines = run_folder.read_metrics(path)
     file = path / "metrics.jsonl"
     if not lines:
         raise FileNotFoundError(f"{file}: no metrics, expected a line for each step of the search")
     columns = {}
-    for name in ("step", *_CURVES):
+    for name in ("step", *curves):
         missing = [number for number, line in enumerate(lines, start=1) if name not in line]
         if missing:
             raise ValueError(f"{file}, line {missing[0]}: no {name!r}, expected the metrics of a search")

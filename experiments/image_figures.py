@@ -115,7 +115,8 @@ def ops_sheet(title: str, original: np.ndarray, levels: tuple[float, ...], ops: 
     num_rows = -(-len(over_levels) // 2)
     label, between = 0.92, 0.2
     block_width = (figure_style.PAGE_WIDTH - 2 * _MARGIN - between) / 2
-    width = (block_width - label) / len(levels) - _GAP / 2
+    # Few levels get no larger images than five would.
+    width = (block_width - label) / max(len(levels), 5) - _GAP / 2
     height = width * original.shape[0] / original.shape[1]
     row_height = height + _LINE + _GAP
     per_line = int((figure_style.PAGE_WIDTH - 2 * _MARGIN) // (width + 0.24))

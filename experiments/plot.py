@@ -3,10 +3,12 @@
     RUN/figures/sample_images.png     training images per class; validation images after the planted op
     RUN/figures/ops.png               every op of the search space over its levels
     RUN/figures/curves.png            losses, accuracies, entropy, temperature, op mass over the steps
-    RUN/figures/policy.png            op mass, probabilities, levels, weights of the pairs
+    RUN/figures/policy.png            DADA: op mass, probabilities, levels, weights of the pairs
+                                      DDAS: p_o by op and level at some epochs, and over all epochs
+    RUN/figures/p_tp.png              DDAS: probability of augmenting at all, over the epochs
     RUN/figures/augmented_images.png  images before and after the policy
 
-and of a training curves.png alone (`train_plot`).
+of a training curves.png alone (`train_plot`), and of DeepAA those of `deepaa_figures`.
 
 Reads the run folder and the data set that its flags name, and writes the figures of an earlier start again.
 """
@@ -22,6 +24,8 @@ from experiments import (
     chart_figures,
     command_line,
     datasets,
+    ddas_figures,
+    deepaa_figures,
     figure_style,
     finished_search,
     image_figures,
@@ -85,18 +89,27 @@ def draw(
             "curves": chart_figures.curves(
                 f"The search, step by step: {what}", run.metrics, names, run.initial_mass, planted_name
             ),
-            "policy": chart_figures.learned_policy(
-                f"The policy at step {run.metrics['step'][-1]:.0f}: {what}",
-                run.space,
-                run.distribution,
-                run.flags["policy_space"] == "pairs",
-                run.policy_mass,
-                run.initial_mass,
-                planted_name,
-            ),
+            **_METHOD_FIGURES[run.method](run, what),
             "augmented_images": _augmented_images(run, dataset),
         }
         return [figure_style.save(folder / f"{name}.png", figure) for name, figure in figures.items()]
+
+
+def _dada_figures(run, what):
+    return {
+        "policy": chart_figures.learned_policy(
+            f"The policy at step {run.metrics['step'][-1]:.0f}: {what}",
+            run.space,
+            run.distribution,
+            run.flags["policy_space"] == "pairs",
+            run.policy_mass,
+            run.initial_mass,
+            run.planted.name if run.planted else None,
+        )
+    }
+
+
+_METHOD_FIGURES = {"dada": _dada_figures, "ddas": ddas_figures.draw}
 
 
 def _class_name(dataset, label):
@@ -163,7 +176,17 @@ def _augment(images, draws):
 def _ops(run, dataset):
     image = _telling_image(dataset)
     rows = run.space.rows
-    cells = [(row, level) for row, op in enumerate(rows) for level in (LEVELS if op.unit else (0.0,))]
+    title = f"The {len(rows)} ops of search space '{run.space.name}'"
+    if run.policy.kind == "schedule":
+        content = run.policy.content
+        own = [tuple(content.level[content.row == index].tolist()) for index in range(len(rows))]
+        columns = tuple(range(1, 1 + max(map(len, own))))
+        title += " at the levels of their candidates"
+    else:
+        own = [LEVELS if op.unit else (0.0,) for op in rows]
+        columns = LEVELS
+        title += ", by level and value"
+    cells = [(row, level) for row, levels in enumerate(own) for level in levels]
     row, level = (np.array(column) for column in zip(*cells))
     center = np.broadcast_to(np.array(image.shape[:2]) / 2, (len(cells), 1, 2))
     draws = sampling.assemble_draws(
@@ -180,10 +203,9 @@ def _ops(run, dataset):
         image_figures.OpImages(op, values[row == index].tolist(), list(after[row == index]))
         for index, op in enumerate(rows)
     ]
-    title = f"The {len(rows)} ops of search space '{run.space.name}', by level and value"
     if any(op.random_sign for op in rows):
-        title += " (±: mirrored at random, + is shown)"
-    return image_figures.ops_sheet(title, image, LEVELS, ops)
+        title += " (±: mirrored, + is shown)" if columns != LEVELS else " (±: mirrored at random, + is shown)"
+    return image_figures.ops_sheet(title, image, columns, ops)
 
 
 def _augmented_images(run, dataset):
@@ -195,7 +217,10 @@ def _augmented_images(run, dataset):
     images = dataset.train_images[shown]
     key = jax.random.key(int(run.flags.get("seed", 0)))
     repeated = np.concatenate([images] * num_draws)
-    draws = jax.jit(lambda key: sampling.sample(key, run.policy, len(repeated), images.shape[1:3]))(key)
+    # Of a schedule, the last epoch.
+    epoch = len(run.policy.content.p_tp) - 1 if run.policy.kind == "schedule" else None
+    sizes = len(repeated), images.shape[1:3]
+    draws = jax.jit(lambda key: sampling.sample(key, run.policy, *sizes, epoch=epoch))(key)
     after = _augment(repeated, draws)
     grid = after.reshape(num_draws, num_images, *images.shape[1:])
     captions = np.array(_captions(policy.space(run.policy), draws), object).reshape(num_draws, num_images)
@@ -229,8 +254,10 @@ def _captions(space, draws):
 def main(arguments):
     if len(arguments) != 1:
         raise ValueError(f"got {len(arguments)} arguments, expected one: the run folder")
-    is_training = "policy" in run_folder.read_flags(arguments[0])
-    for path in (train_plot.draw if is_training else draw)(arguments[0]):
+    run_flags = run_folder.read_flags(arguments[0])
+    is_deepaa = run_flags.get("method") == "deepaa"
+    drawn_by = train_plot.draw if "policy" in run_flags else deepaa_figures.draw_run if is_deepaa else draw
+    for path in drawn_by(arguments[0]):
         print(path)
 
 

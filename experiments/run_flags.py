@@ -9,6 +9,11 @@ from experiments import datasets
 
 flags.DEFINE_string("run_dir", None, "Folder for everything that the run writes; new or empty.")
 flags.DEFINE_bool("resume", False, "Go on with a run that was interrupted, from its last checkpoint.")
+flags.DEFINE_string(
+    "compilation_cache_dir",
+    None,
+    "Folder of compiled programs, for faster starts; empty for none. Default: dada/jax in the user's cache.",
+)
 flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
 flags.DEFINE_integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", lower_bound=1)
 

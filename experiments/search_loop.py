@@ -3,28 +3,29 @@
 import functools
 import statistics
 import time
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dada import augment, dada_config, dada_search, op_table, train_state
+from dada import augment, op_table, train_state
 from experiments import compiled_loop
 
 
 class Data(NamedTuple):
     """Both halves of the search data, images uint8 [N, H, W, 3] and labels int32 [N], on the device."""
 
-    train: dada_search.Batch
-    valid: dada_search.Batch
+    train: train_state.Batch
+    valid: train_state.Batch
 
 
 def to_device(dataset: Any, train_indices: np.ndarray, valid_indices: np.ndarray) -> Data:
     """The two halves of a data set's training images, on the device."""
 
     def half(indices):
-        return dada_search.Batch(
+        return train_state.Batch(
             jnp.asarray(dataset.train_images[indices]), jnp.asarray(dataset.train_labels[indices])
         )
 
@@ -48,41 +49,40 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return -(-num_images // batch_size)
 
 
-def _batch(key: jax.Array, data: dada_search.Batch, step: jax.Array, size: int) -> dada_search.Batch:
-    """Batch `step` of an endless stream in which every pass has a new random order."""
-    count = data.labels.shape[0]
-    indices = compiled_loop.shuffled_indices(key, step, count, size, steps_per_epoch(count, size))
-    return dada_search.Batch(data.images[indices], data.labels[indices])
+def random_indices(key: jax.Array, step: jax.Array, count: int, size: int) -> jax.Array:
+    """Batch `step` of an endless stream in which every pass has a new random order, int32 [size]."""
+    return compiled_loop.shuffled_indices(key, step, count, size, steps_per_epoch(count, size))
 
 
 def batches(
-    config: dada_config.Config, key: jax.Array, data: Data, step: jax.Array, sizes: tuple[int, int]
+    method: ModuleType, config: Any, key: jax.Array, data: Data, step: jax.Array, sizes: tuple[int, int]
 ) -> Data:
-    """Training and validation batch of a step, a pure function of the step.
-
-    The official preset validates on the first images of the validation half in every step.
-    """
+    """Training and validation batch of a step, a pure function of the step."""
     train_key, valid_key = jax.random.split(key)
-    train = _batch(train_key, data.train, step, sizes[0])
-    if config.preset == "official":
-        return Data(train, jax.tree.map(lambda leaf: leaf[: sizes[1]], data.valid))
-    return Data(train, _batch(valid_key, data.valid, step, sizes[1]))
+    train_count, valid_count = (half.labels.shape[0] for half in data)
+    indices = (
+        random_indices(train_key, step, train_count, sizes[0]),
+        method.valid_indices(config, valid_key, step, valid_count, sizes[1]),
+    )
+    return Data(
+        *(train_state.Batch(half.images[index], half.labels[index]) for half, index in zip(data, indices))
+    )
 
 
-def search_step(config, sizes, state, key, data):
-    """`dada_search.step` on the batches of the state's own step count."""
-    return dada_search.step(config, state, *batches(config, key, data, state.train.step, sizes))
+def search_step(method, config, sizes, state, key, data):
+    """The step of a method on the batches of the state's own step count."""
+    return method.library.step(config, state, *batches(method, config, key, data, state.train.step, sizes))
 
 
-def plain_step(config, sizes, state, key, data):
+def plain_step(method, config, sizes, state, key, data):
     """The yardstick: one plain training step of the same network on the same batch."""
-    batch = batches(config, key, data, state.train.step, sizes).train
+    batch = batches(method, config, key, data, state.train.step, sizes).train
     train, metrics = train_state.train_step(
         config.apply,
         state.train,
         augment.normalize(batch.images, config.mean, config.std),
         batch.labels,
-        dada_config.learning_rate(config, state.train.step),
+        method.learning_rate(config, state.train.step),
         weight_decay=config.weight_decay,
         momentum_decay=config.momentum_decay,
         clip_norm=config.clip_norm,
@@ -91,7 +91,7 @@ def plain_step(config, sizes, state, key, data):
     return state._replace(train=train), metrics
 
 
-def plain_step_ratio(config, sizes, search, state, key, data, rounds: int = 3) -> float:
+def plain_step_ratio(method, config, sizes, search, state, key, data, rounds: int = 3) -> float:
     """Seconds of a search step over those of a plain training step, alternating, median of `rounds`.
 
     Args:
@@ -100,7 +100,7 @@ def plain_step_ratio(config, sizes, search, state, key, data, rounds: int = 3) -
     """
     count = config.steps_per_epoch if compiled_loop.scans() else 1
     plain = compiled_loop.CompiledLoop(
-        functools.partial(plain_step, config, sizes), vmap_seeds=search.vmap_seeds
+        functools.partial(plain_step, method, config, sizes), vmap_seeds=search.vmap_seeds
     )
     seconds = {search: [], plain: []}
     for program, repeats in ((search, 0), (plain, 0), *((search, 1), (plain, 2)) * rounds):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tqdm
 
-from dada import dada_config, dada_search, policy, policy_space, policy_table
+from dada import policy, policy_table
 from experiments import command_line, compiled_loop, datasets, plot, run_folder, search_loop, seeds
 
 _SOURCE = "found by this project's search"
@@ -20,7 +20,8 @@ _SOURCE = "found by this project's search"
 class Task(NamedTuple):
     """What to search, apart from the seed."""
 
-    config: dada_config.Config
+    method: ModuleType  # dada_method or one like it
+    config: Any
     model: tuple[ModuleType, Any]  # from models.by_name
     dataset: datasets.Dataset
     data: search_loop.Data
@@ -29,12 +30,12 @@ class Task(NamedTuple):
     max_steps: int | None
 
 
-def _start(task: Task, seed: int) -> tuple[dada_search.SearchState, jax.Array]:
+def _start(task: Task, seed: int) -> tuple[Any, jax.Array]:
     """State and data key of a seed."""
     model_key, search_key, data_key = jax.random.split(jax.random.key(seed), 3)
     network, network_config = task.model
     params, batch_stats = network.init(model_key, network_config)
-    return dada_search.init(search_key, task.config, params, batch_stats), data_key
+    return task.method.library.init(search_key, task.config, params, batch_stats), data_key
 
 
 def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, policy.Policy]:
@@ -60,7 +61,7 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, polic
     is_vmapped = count > 1
     state, key = (seeds.stack(states), seeds.stack(data_keys)) if is_vmapped else (states[0], data_keys[0])
 
-    step = functools.partial(search_loop.search_step, config, task.sizes)
+    step = functools.partial(search_loop.search_step, task.method, config, task.sizes)
     loop = compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped)
     total = min(config.num_epochs * config.steps_per_epoch, task.max_steps or np.inf)
     lines = [run_folder.read_metrics(folder.path) for folder in folders.values()]
@@ -84,10 +85,10 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, polic
             for folder, one in zip(folders.values(), seeds.each(state, count) if is_vmapped else [state]):
                 folder.save(done, one)
 
-    ratio = search_loop.plain_step_ratio(config, task.sizes, loop, state, key, task.data)
+    ratio = search_loop.plain_step_ratio(task.method, config, task.sizes, loop, state, key, task.data)
     found = {}
     for (seed, folder), one in zip(folders.items(), seeds.each(state, count) if is_vmapped else [state]):
-        found[seed] = dada_search.extract_policy(
+        found[seed] = task.method.library.extract_policy(
             config, one, seed=seed, data_set=pathlib.Path(task.dataset.name).stem, source=_SOURCE
         )
         policy.save(folder.policy_path, found[seed])
@@ -121,7 +122,9 @@ def _progress(config, metrics):
     last = {name: values[:, -1].mean(0) for name, values in metrics.items()}
     leading = np.argsort(-last["op_mass"], kind="stable")[:3]
     ops = " ".join(f"{config.space.rows[i].name} {last['op_mass'][i]:.2f}" for i in leading)
-    return f"loss {last['train_loss']:.3f}/{last['valid_loss']:.3f} entropy {last['entropy']:.2f} {ops}"
+    p_tp = f"p_tp {last['p_tp']:.2f} " if "p_tp" in last else ""
+    losses = f"{last['train_loss']:.3f}/{last['valid_loss']:.3f}"
+    return f"loss {losses} {p_tp}entropy {last['entropy']:.2f} {ops}"
 
 
 def _summary(task, folder, state, found):
@@ -130,8 +133,6 @@ def _summary(task, folder, state, found):
     names = [row.name for row in config.space.rows]
     lines = run_folder.read_metrics(folder.path)
     last_epoch = lines[-config.steps_per_epoch :]
-    learned = dada_config.distribution(config, state.policy)
-    start = policy_space.init(config.policy_space, len(names))
     summary = {
         "steps": len(lines),
         **{
@@ -141,20 +142,15 @@ def _summary(task, folder, state, found):
         "entropy": lines[-1]["entropy"],
         "op_mass": dict(zip(names, lines[-1]["op_mass"])),
         "op_mass_policy_file": policy_table.op_mass(found),
-        "op_mass_initial": dict(zip(names, policy_space.op_mass(start, len(names)).tolist())),
-        "distribution": {
-            "op": jax.nn.softmax(learned.op),
-            "application": jax.nn.sigmoid(learned.application),
-            "level": jax.nn.sigmoid(learned.level),
-        },
+        **task.method.report(config, state, found),
     }
     if task.planted:
         name, value = task.planted
-        summary["planted"] = {"op": name, "value": value, **_lead(lines, names.index(name))}
+        summary["planted"] = {"op": name, "value": value, **lead(lines, names.index(name))}
     return summary
 
 
-def _lead(lines: list[dict[str, Any]], row: int) -> dict[str, Any]:
+def lead(lines: list[dict[str, Any]], row: int) -> dict[str, Any]:
     """Step and seconds from which the planted op has the largest mass until the end; None if never."""
     lead = None
     for line in lines:

@@ -15,8 +15,8 @@ from typing import Any
 
 from absl import flags
 
-from dada import models, op_table, policy, policy_training
-from experiments import command_line, datasets, named_policy, run_flags, seeds, train_run
+from dada import ddas_schedule, models, policy, policy_training
+from experiments import command_line, compilation_cache, datasets, named_policy, run_flags, seeds, train_run
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(run_flags)
@@ -25,6 +25,9 @@ flags.DEFINE_bool("smoke", False, "Take two steps, print their losses, write not
 flags.DEFINE_string("policy", "none", f"One of: {named_policy.FORMS}.")
 flags.DEFINE_enum(
     "policy_position", "after_crop", policy_training.POSITIONS, "Policy after crop and flip, or before."
+)
+flags.DEFINE_enum(
+    "freeze_schedule", None, ("p_tp", "p_o", "both"), "Hold this part of a DDAS policy at its last value."
 )
 flags.DEFINE_integer("eval_batch_size", 500, "Test images at once.", lower_bound=1)
 flags.DEFINE_enum("schedule", "cosine", policy_training.SCHEDULES, "Of the learning rate.")
@@ -45,7 +48,10 @@ flags.DEFINE_integer("batch_augmentation", 1, "Augmented copies of each image in
 flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "In which the network computes.")
 
 # Flags that say where and how long, not what was trained.
-_NOT_RECIPE = ("run_dir", "resume", "seed", "num_seeds", "data_dir", "download", "smoke")
+NOT_RECIPE = (
+    *("run_dir", "resume", "seed", "num_seeds", "data_dir", "download", "smoke"),
+    "compilation_cache_dir",
+)
 
 
 def resolve_flags() -> dict[str, Any]:
@@ -68,11 +74,11 @@ def _numbers(flag: str) -> tuple[float, ...]:
 def _policy(image_size: tuple[int, int]) -> policy.Policy:
     """The policy of the flags, with ops that can be applied to the images."""
     found = named_policy.load(FLAGS.policy)
+    if FLAGS.freeze_schedule:
+        both = FLAGS.freeze_schedule == "both"
+        p_tp, p_o = (both or FLAGS.freeze_schedule == part for part in ("p_tp", "p_o"))
+        found = ddas_schedule.freeze(found, p_tp=p_tp, p_o=p_o)
     space = policy.space(found)
-    try:
-        op_table.row_op_ids(space)
-    except ValueError as error:
-        raise ValueError(f"--policy={FLAGS.policy}: {error}") from error
     if image_size[0] != image_size[1] and "Rotate90" in [row.name for row in space.rows]:
         raise ValueError(
             f"--policy={FLAGS.policy}: Rotate90 needs square images, got {image_size[0]} x {image_size[1]}"
@@ -128,7 +134,7 @@ def _task(dataset: datasets.Dataset, resolved: dict[str, Any]) -> train_run.Task
         data=train_run.to_device(dataset),
         batch_size=FLAGS.batch_size,
         eval_batch_size=FLAGS.eval_batch_size,
-        recipe={name: value for name, value in resolved.items() if name not in _NOT_RECIPE},
+        recipe={name: value for name, value in resolved.items() if name not in NOT_RECIPE},
     )
 
 
@@ -146,6 +152,7 @@ def _report(seed: int, summary: dict[str, Any], folder) -> str:
 def main(arguments: list[str]) -> None:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
+    compilation_cache.use(FLAGS.compilation_cache_dir)
     resolved = resolve_flags()
     task = _task(datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download, FLAGS.image_size), resolved)
     if FLAGS.smoke:

@@ -110,7 +110,7 @@ def test_schedule_of_accelerators_gives_the_same_pixels():
 
     def dense(images, draws):
         slot = [leaf[:, 0] for leaf in draws]
-        pixels = fast_path._dense((32, 32), fast_path._pack(images), *slot)
+        pixels = fast_path._dense(fast_path._FAMILIES, (32, 32), fast_path._pack(images), *slot)
         return fast_path._unpack(pixels, (32, 32))
 
     _assert_same_pixels(jax.jit(dense)(images, draws), _pillow(images, draws), draws)

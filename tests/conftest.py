@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 
 # Where pixels are compared, the compiler must do all that it does to users.
-OPTIMIZED = ("color_ops_test", "spatial_ops_test", "augment_test", "op_table_test", "verify_test")
+OPTIMIZED = ("color_ops_test", "spatial_ops_test", "augment_test", "op_table_test", "verify_ops_test")
 
 
 def pytest_configure(config):
@@ -21,8 +21,20 @@ def pytest_configure(config):
     flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Keeps every compiled program for later tests and for the processes that they start."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(request):
+def quick_compilation(compiled_programs, request):
     """Compiles without optimisation, in a third of the time, here and in processes that a test starts."""
     is_quick = request.module.__name__ not in OPTIMIZED
     jax.config.update("jax_disable_most_optimizations", is_quick)

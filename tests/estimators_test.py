@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick_jit
 
 from dada import estimators, policy_space
 
@@ -42,7 +43,7 @@ def all_draws(space, parameters):
                 bits = np.zeros(parameters.application.shape, bool)
                 bits[row] = pair
                 outcomes.append(policy_space.Draw(group, np.array(choice), row, bits))
-    draws = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *outcomes)
+    draws = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *outcomes)
 
     def probability(parameters):
         log = jax.vmap(policy_space.log_probability, (None, 0))(parameters, draws)
@@ -57,6 +58,9 @@ def sample(parameters, cost, key, count):
     return keys, draws, jax.vmap(cost)(draws)
 
 
+SAMPLE_JIT = quick_jit.jit(sample, static_argnums=(1, 3))
+
+
 def latents(parameters, key, draw):
     return tuple(
         policy_space.features(latent, draw, TEMPERATURE)
@@ -65,11 +69,11 @@ def latents(parameters, key, draw):
 
 
 RELAX = (policy_space.log_probability, latents, estimators.control_variate)
-RELAX_JIT = jax.jit(functools.partial(estimators.relax, *RELAX))
+RELAX_JIT = quick_jit.jit(functools.partial(estimators.relax, *RELAX))
 
 
-def trained_control(parameters, cost, steps=300):
-    """A control variate after `steps` of training by RELAX's own variance gradient."""
+def trained_control(parameters, cost):
+    """A control variate after 300 steps of training by RELAX's own variance gradient."""
     features = parameters.op.size + parameters.application.size
     control = estimators.init_control_variate(jax.random.key(0), features)
     optimizer = optax.adam(0.02)
@@ -81,18 +85,32 @@ def trained_control(parameters, cost, steps=300):
         updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(control, updates), state), None
 
-    keys = jax.random.split(jax.random.key(1), steps)
-    return jax.jit(lambda carry: jax.lax.scan(step, carry, keys)[0][0])((control, optimizer.init(control)))
+    keys = jax.random.split(jax.random.key(1), 300)
+    train = quick_jit.jit(lambda carry: jax.lax.scan(step, carry, keys)[0][0])
+    return train((control, optimizer.init(control)))
+
+
+@functools.cache
+def exact_gradient(space):
+    parameters, cost = problem(space)
+    draws, probability = all_draws(space, parameters)
+
+    @quick_jit.jit
+    def total_and_gradient(parameters):
+        costs = jax.vmap(cost)(draws)
+        gradient = jax.grad(lambda parameters: jnp.sum(probability(parameters) * costs))(parameters)
+        return jnp.sum(probability(parameters)), gradient
+
+    total, gradient = total_and_gradient(parameters)
+    np.testing.assert_allclose(total, 1.0, rtol=1e-5)
+    return gradient
 
 
 @functools.cache
 def single_estimates(space, name):
     """20,000 single-sample (leave-one-out: pairs of samples) estimates, flat, and the exact gradient."""
     parameters, cost = problem(space)
-    draws, probability = all_draws(space, parameters)
-    costs = jax.vmap(cost)(draws)
-    np.testing.assert_allclose(jnp.sum(probability(parameters)), 1.0, rtol=1e-5)
-    exact = jax.grad(lambda parameters: jnp.sum(probability(parameters) * costs))(parameters)
+    exact = exact_gradient(space)
     control = trained_control(parameters, cost) if name == "relax" else None
 
     def estimate(key):
@@ -106,7 +124,7 @@ def single_estimates(space, name):
     def flat(tree):
         return jnp.concatenate([leaf.ravel() for leaf in tree[:2]])
 
-    many = jax.jit(jax.vmap(lambda key: flat(estimate(key))))
+    many = quick_jit.jit(jax.vmap(lambda key: flat(estimate(key))))
     return np.asarray(many(jax.random.split(jax.random.key(2), 20_000))), np.asarray(flat(exact))
 
 
@@ -132,8 +150,8 @@ def test_relax_has_less_variance_than_reinforce_with_as_many_draws():
 
 def test_bits_that_were_not_drawn_get_no_gradient():
     parameters, cost = problem("pairs")
-    keys, draws, costs = jax.jit(sample, static_argnums=(1, 3))(parameters, cost, jax.random.key(0), 1)
-    control = trained_control(parameters, cost, steps=1)
+    keys, draws, costs = SAMPLE_JIT(parameters, cost, jax.random.key(0), 1)
+    control = estimators.init_control_variate(jax.random.key(0), 18)
     gradient, _ = RELAX_JIT(parameters, control, draws, keys, costs)
     others = np.arange(len(parameters.application)) != int(draws.row[0])
     assert not np.any(gradient.application[others])
@@ -143,10 +161,10 @@ def test_bits_that_were_not_drawn_get_no_gradient():
 
 def test_control_gradient_is_that_of_the_second_moment():
     parameters, cost = problem("pairs")
-    keys, draws, costs = jax.jit(sample, static_argnums=(1, 3))(parameters, cost, jax.random.key(3), 8)
+    keys, draws, costs = SAMPLE_JIT(parameters, cost, jax.random.key(3), 8)
     control = estimators.init_control_variate(jax.random.key(4), 18, hidden=5)
 
-    @jax.jit
+    @quick_jit.jit
     def second_moment(control):
         each = estimators.relax_per_sample(*RELAX, parameters, control, draws, keys, costs)
         return sum(jnp.sum(leaf**2) for leaf in each) / 8

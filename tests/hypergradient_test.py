@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_jit
 
 from dada import hypergradient, train_state
 from dada.models import wide_resnet
@@ -61,7 +62,8 @@ def test_momentum_decay_and_clipping_are_part_of_the_unrolled_step():
 def network_problem():
     """WRN-10-1 in float64; the policy mixes three fixed transforms of every image."""
     with jax.enable_x64(True):
-        params, stats = wide_resnet.init(jax.random.key(0), wide_resnet.Config(10, 1, 5))
+        init = quick_jit.jit(wide_resnet.init, static_argnums=1)
+        params, stats = init(jax.random.key(0), wide_resnet.Config(10, 1, 5))
         params, stats = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, stats))
         keys = jax.random.split(jax.random.key(1), 2)
         train_images, valid_images = (jax.random.normal(key, (6, 8, 8, 3), jnp.float64) for key in keys)
@@ -83,16 +85,20 @@ def test_network_exact_equals_fine_finite_differences():
     params, per_example, valid = network_problem()
     phi = jnp.array([0.3, -0.2, 0.1], jnp.float64)
     train = lambda theta, phi: jnp.mean(per_example(theta, phi))  # noqa: E731
-    exact = jax.jit(lambda phi: hypergradient.exact_hypergradient(train, valid, descend, params, phi))(phi)
-    fine = jax.jit(
-        lambda phi: hypergradient.finite_difference_hypergradient(
-            train, valid, descend, params, phi, radius=1e-6
+
+    @quick_jit.jit
+    def both(phi):
+        problem = train, valid, descend, params, phi
+        return (
+            hypergradient.exact_hypergradient(*problem),
+            hypergradient.finite_difference_hypergradient(*problem, radius=1e-6),
         )
-    )(phi)
+
+    exact, fine = both(phi)
     np.testing.assert_allclose(fine, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
 
     # And neither formula: the validation loss itself, one unrolled step later.
-    unrolled = jax.jit(lambda phi: valid(descend(params, jax.grad(train)(params, phi))))
+    unrolled = quick_jit.jit(lambda phi: valid(descend(params, jax.grad(train)(params, phi))))
     step = 1e-5
     direct = [(unrolled(phi + step * e) - unrolled(phi - step * e)) / (2 * step) for e in jnp.eye(3)]
     np.testing.assert_allclose(exact, direct, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
@@ -101,17 +107,21 @@ def test_network_exact_equals_fine_finite_differences():
 def test_alignment_is_the_inner_product_with_every_example_gradient():
     params, per_example, valid = network_problem()
     phi = jnp.zeros(3, jnp.float64)
-    direction = jax.grad(valid)(params)
+    direction = quick_jit.jit(jax.grad(valid))(params)
     losses = lambda theta: per_example(theta, phi)  # noqa: E731
-    scores = jax.jit(lambda d: hypergradient.alignment(losses, params, d))(direction)
+
+    @quick_jit.jit
+    def all_scores(direction):
+        fine = hypergradient.alignment_finite_difference(losses, params, direction, radius=1e-6)
+        return hypergradient.alignment(losses, params, direction), fine
+
+    scores, fine = all_scores(direction)
     assert scores.shape == (6,)
-    jacobian = jax.jit(jax.jacrev(losses))(params)
+    jacobian = quick_jit.jit(jax.jacrev(losses))(params)
     expected = sum(
-        j.reshape(6, -1) @ d.ravel()
-        for j, d in zip(jax.tree.leaves(jacobian), jax.tree.leaves(direction))
+        j.reshape(6, -1) @ d.ravel() for j, d in zip(jax.tree.leaves(jacobian), jax.tree.leaves(direction))
     )
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-12)
-    fine = hypergradient.alignment_finite_difference(losses, params, direction, radius=1e-6)
     np.testing.assert_allclose(fine, scores, rtol=1e-5, atol=1e-6 * np.abs(scores).max())
 
 
@@ -121,3 +131,17 @@ def test_alignment_differentiates_in_what_the_losses_depend_on():
     scores = lambda w: hypergradient.alignment(lambda t: w * jnp.sum(t**2), theta, direction)  # noqa: E731
     np.testing.assert_allclose(scores(weights), weights * 2 * (theta @ direction), rtol=1e-12)
     np.testing.assert_allclose(jax.jacobian(scores)(weights), jnp.eye(3) * 2 * (theta @ direction))
+
+
+def test_orthogonal_part_has_nothing_along_the_direction():
+    keys = jax.random.split(jax.random.key(1), 4)
+    vector, direction = (
+        {"a": jax.random.normal(i, (3, 2)), "b": jax.random.normal(j, (4,))} for i, j in (keys[:2], keys[2:])
+    )
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    part = hypergradient.orthogonal_part(vector, direction)
+    np.testing.assert_allclose(flat(part) @ flat(direction), 0.0, atol=1e-14)
+    removed = flat(vector) - flat(part)
+    np.testing.assert_allclose(removed, flat(direction) * (removed[0] / flat(direction)[0]), rtol=1e-12)
+    zero = jax.tree.map(jnp.zeros_like, direction)
+    np.testing.assert_array_equal(flat(hypergradient.orthogonal_part(vector, zero)), flat(vector))

@@ -14,13 +14,14 @@ ALL = LIBRARY + sorted((ROOT / "experiments").rglob("*.py"))
 # From the leaves upwards: a file imports only from earlier rows.
 LAYERS = [
     {"relaxation", "estimators", "hypergradient", "layers", "color_ops", "spatial_ops", "train_state"}
-    | {"schedules"},
-    {"op_table", "models", "policy_space"},
-    {"policy", "fast_path", "relaxed_augment", "dada_official"},
-    {"policy_table", "sampling", "dada_config", "baselines"},
+    | {"crop_ops", "schedules", "image_keys"},
+    {"op_table", "models", "policy_space", "ddas_gradient"},
+    {"policy", "fast_path", "relaxed_augment", "dada_official", "ddas_candidates"},
+    {"policy_table", "sampling", "dada_config", "baselines", "ddas_config", "ddas_schedule"}
+    | {"deepaa_config"},
     {"augment"},
-    {"search_input", "policy_training"},
-    {"dada_search"},
+    {"search_input", "policy_training", "ddas_input", "deepaa_scores"},
+    {"dada_search", "ddas_search", "deepaa_search"},
 ]
 # Networks and steps, where the key is optional or belongs to a draw that comes with it.
 KEY_IS_A_LATER_ARGUMENT = {

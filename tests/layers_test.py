@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_jit
 from jax.test_util import check_grads
 
 from dada import layers
@@ -196,6 +197,25 @@ def test_batch_norm_variance_survives_a_large_mean():
     np.testing.assert_allclose(new_stats["variance"], [expected], rtol=1e-4)
 
 
+@pytest.mark.parametrize("is_training", [True, False])
+def test_batch_norm_of_bfloat16_has_the_statistics_of_float32(is_training):
+    # Eight bits hold neither the mean of these numbers nor a difference from it.
+    inputs = (100.0 + 2.0 * _random(0, (4096, 3))).astype(jnp.bfloat16)
+    params, stats = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), _norm(3)[0]), _norm(3)[1]
+    stats["mean"] += 100.0
+    outputs, new_stats = layers.batch_norm(params, stats, inputs, is_training, momentum=1.0)
+    exact = np.asarray(inputs, np.float64)
+    mean, variance = stats["mean"], stats["variance"]
+    if is_training:
+        mean, variance = exact.mean(0), exact.var(0)
+        np.testing.assert_allclose(new_stats["mean"], mean, rtol=1e-6)
+        np.testing.assert_allclose(new_stats["variance"], exact.var(0, ddof=1), rtol=1e-4)
+    scale, bias = (np.asarray(params[name], np.float64) for name in ("scale", "bias"))
+    expected = scale * (exact - mean) / np.sqrt(variance + 1e-5) + bias
+    assert outputs.dtype == jnp.bfloat16 and {s.dtype.name for s in new_stats.values()} == {"float32"}
+    np.testing.assert_allclose(np.asarray(outputs, np.float64), expected, rtol=2**-8, atol=1e-4)
+
+
 def test_no_gradient_through_stored_statistics():
     params, stats = _norm(3)
     inputs = _random(1, (6, 2, 2, 3))
@@ -204,7 +224,7 @@ def test_no_gradient_through_stored_statistics():
         _, new_stats = layers.batch_norm(params, stats, inputs, True, momentum=0.9)
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(new_stats))
 
-    for leaf in jax.tree.leaves(jax.grad(stored, argnums=(0, 1))(params, inputs)):
+    for leaf in jax.tree.leaves(quick_jit.jit(jax.grad(stored, argnums=(0, 1)))(params, inputs)):
         assert not np.any(leaf)
 
     # The batch statistics themselves are differentiated: the outputs do not see a common shift.
@@ -213,7 +233,7 @@ def test_no_gradient_through_stored_statistics():
         outputs, _ = layers.batch_norm(params, stats, inputs + shift, True, momentum=0.9)
         return jnp.sum(weights * outputs)
 
-    assert abs(jax.grad(output)(0.0)) < 1e-4
+    assert abs(quick_jit.jit(jax.grad(output))(0.0)) < 1e-4
 
 
 @pytest.mark.parametrize("mapping", ["pmap", "shard_map", "shard_map_unchecked", "vmap"])
@@ -225,7 +245,7 @@ def test_batch_norm_of_eight_devices_equals_one(mapping):
     )
     run = functools.partial(layers.batch_norm, is_training=True, momentum=0.9)
     whole = inputs.reshape(16, 4, 4, 3)
-    expected, expected_stats = run(params, stats, whole)
+    expected, expected_stats = quick_jit.jit(run)(params, stats, whole)
 
     part = functools.partial(run, axis_name="device")
     if mapping in ("pmap", "vmap"):
@@ -238,13 +258,14 @@ def test_batch_norm_of_eight_devices_equals_one(mapping):
         actual_stats = jax.tree.map(lambda leaf: leaf[0], all_stats)
     else:
         mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
-        actual, actual_stats = jax.shard_map(
+        divided = jax.shard_map(
             part,
             mesh=mesh,
             in_specs=(jax.P(), jax.P(), jax.P("device")),
             out_specs=(jax.P("device"), jax.P()),
             check_vma=mapping == "shard_map",
-        )(params, stats, whole)
+        )
+        actual, actual_stats = quick_jit.jit(divided)(params, stats, whole)
     np.testing.assert_allclose(
         np.asarray(actual).reshape(whole.shape), expected, rtol=1e-4, atol=1e-5
     )

@@ -200,10 +200,12 @@ def test_bad_spaces(name, extra_ops, message):
         op_table.search_space(name, extra_ops)
 
 
-def test_ops_without_a_leaf_are_named():
+def test_random_ops_follow_the_others():
+    assert op_table.ALL_OPS[: len(op_table.OPS)] == op_table.OPS
     space = op_table.search_space("deepaa", ("RandFlip", "RandCrop"))
-    with pytest.raises(ValueError, match="RandFlip, RandCrop is not available yet"):
-        op_table.row_op_ids(space)
+    assert op_table.random_ops(space) == ("RandFlip", "RandCrop")
+    np.testing.assert_array_equal(op_table.row_op_ids(space)[-2:], [len(op_table.OPS), len(op_table.OPS) + 3])
+    assert op_table.op_ids(space) == (*range(15), 25, 28)
 
 
 def test_bad_levels():

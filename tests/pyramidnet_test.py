@@ -5,41 +5,28 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import network_checks
 import numpy as np
 import pytest
+import quick_jit
 
 from dada import layers
 from dada.models import pyramidnet
 
-# Compiling takes most of the time here.
-QUICK = {"xla_backend_optimization_level": 0}
 TINY = pyramidnet.Config(depth=11, alpha=6, num_classes=5)
 
 
 def _shapes(config):
-    return jax.eval_shape(lambda key: pyramidnet.init(key, config), jax.random.key(0))
+    return network_checks.shapes(pyramidnet, config)
 
 
-@functools.lru_cache
-def _tiny(num_examples=4, size=7):
-    """Parameters and statistics of one block a stage, all off their initial values, and images."""
-    random = np.random.RandomState(0)
-    params, stats = _shapes(TINY)
-    params = jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape), params)
-    stats = jax.tree.map(lambda leaf: random.uniform(0.5, 1.5, leaf.shape), stats)
-    return params, stats, random.standard_normal((num_examples, size, size, 3))
+@functools.cache
+def _tiny():
+    """Parameters and statistics of one block a stage, all off their initial values."""
+    return network_checks.off_initial(*_shapes(TINY), 0.3)
 
 
-def _record_shake(monkeypatch):
-    """Keeps the factors of every call of layers.shake in the list that is returned."""
-    factors, shake = [], layers.shake
-
-    def recorded(inputs, forward, backward):
-        factors.append((forward, backward))
-        return shake(inputs, forward, backward)
-
-    monkeypatch.setattr(layers, "shake", recorded)
-    return factors
+IMAGES = network_checks.images(4, 7)
 
 
 @pytest.mark.parametrize(("num_classes", "expected"), [(10, 26_210_842), (100, 26_288_692)])
@@ -87,7 +74,7 @@ def test_layer_shapes():
 
 
 def test_law_of_shake_drop(monkeypatch):
-    factors = _record_shake(monkeypatch)
+    factors = network_checks.record_shake(monkeypatch)
     shapes = _shapes(pyramidnet.Config(depth=29, alpha=1))
     num_blocks, num_keys = 9, 2048
 
@@ -97,7 +84,7 @@ def test_law_of_shake_drop(monkeypatch):
         pyramidnet.apply(params, stats, jnp.zeros((6, 4, 4, 3)), True, key)
         return jnp.array(factors)
 
-    drawn = jax.jit(jax.vmap(draw), compiler_options=QUICK)(jax.random.split(jax.random.key(0), num_keys))
+    drawn = quick_jit.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), num_keys))
     forward, backward = np.moveaxis(drawn, 2, 0)
     assert forward.shape == (num_keys, num_blocks, 6)
     # One gate for the whole batch: an image is never dropped alone.
@@ -108,40 +95,28 @@ def test_law_of_shake_drop(monkeypatch):
     np.testing.assert_allclose(dropped.mean(), rates.mean(), atol=0.015)
     np.testing.assert_allclose(np.corrcoef(dropped.T), np.eye(num_blocks), atol=0.1)
 
-    forward, backward = forward[dropped], backward[dropped]
-    assert -1 <= forward.min() < -0.99 and 0.99 < forward.max() < 1
-    assert 0 <= backward.min() < 0.01 and 0.99 < backward.max() < 1
-    np.testing.assert_allclose(forward.mean(0), 0.0, atol=0.02)
-    np.testing.assert_allclose(backward.mean(0), 0.5, atol=0.01)
-    # Six images and two directions: independent, with the variances of U(-1, 1) and U(0, 1).
-    variables = np.concatenate([forward, backward], axis=1)
-    expected = np.diag([1 / 3] * 6 + [1 / 12] * 6)
-    np.testing.assert_allclose(np.cov(variables.T), expected, atol=0.015)
+    # Six images and two directions: U(-1, 1) for values and U(0, 1) for derivatives.
+    variables = np.concatenate([forward[dropped], backward[dropped]], axis=1).T
+    low = 6 * [-1] + 6 * [0]
+    network_checks.assert_uniform_and_independent(variables, low, mean_atol=0.01, covariance_atol=0.015)
 
 
 # --- The network, block by block ------------------------------------------------------------------
 
 
-def _norm(params, stats, inputs, is_training):
-    mean, variance = stats["mean"], stats["variance"]
-    if is_training:
-        mean, variance = inputs.mean((0, 1, 2)), inputs.var((0, 1, 2))
-    return params["scale"] * (inputs - mean) / jnp.sqrt(variance + 1e-5) + params["bias"]
-
-
 def _definition(params, stats, images, is_training, noise):
     """Logits, with the factors [3, 2, B] of values and derivatives given."""
     hidden = layers.conv(params["stem"], images)
-    hidden = _norm(params["stem_norm"], stats["stem_norm"], hidden, is_training)
+    hidden = network_checks.norm(params["stem_norm"], stats["stem_norm"], hidden, is_training)
     for index, stride in enumerate((1, 2, 2)):
         block, block_stats = params["stages"][index][0], stats["stages"][index][0]
-        residual = _norm(block["norm1"], block_stats["norm1"], hidden, is_training)
+        residual = network_checks.norm(block["norm1"], block_stats["norm1"], hidden, is_training)
         residual = residual @ block["conv1"]["weight"][0, 0]
-        residual = _norm(block["norm2"], block_stats["norm2"], residual, is_training)
+        residual = network_checks.norm(block["norm2"], block_stats["norm2"], residual, is_training)
         residual = layers.conv(block["conv2"], jnp.maximum(residual, 0), stride=stride)
-        residual = _norm(block["norm3"], block_stats["norm3"], residual, is_training)
+        residual = network_checks.norm(block["norm3"], block_stats["norm3"], residual, is_training)
         residual = jnp.maximum(residual, 0) @ block["conv3"]["weight"][0, 0]
-        residual = _norm(block["norm4"], block_stats["norm4"], residual, is_training)
+        residual = network_checks.norm(block["norm4"], block_stats["norm4"], residual, is_training)
         if is_training:
             forward, backward = noise[index][:, :, None, None, None]
             derived = backward * residual
@@ -152,22 +127,22 @@ def _definition(params, stats, images, is_training, noise):
             hidden = layers.average_pool_2x2(hidden)
         channels = hidden.shape[-1]
         hidden = residual.at[..., :channels].add(hidden)
-    hidden = _norm(params["norm"], stats["norm"], hidden, is_training)
+    hidden = network_checks.norm(params["norm"], stats["norm"], hidden, is_training)
     features = jnp.maximum(hidden, 0).mean((1, 2))
     return features @ params["dense"]["weight"] + params["dense"]["bias"]
 
 
 def test_training_and_its_derivatives_are_those_of_the_definition(monkeypatch):
-    factors = _record_shake(monkeypatch)
+    factors = network_checks.record_shake(monkeypatch)
     with jax.enable_x64(True):
-        params, stats, images = jax.tree.map(jnp.asarray, _tiny())
+        params, stats, images = jax.tree.map(jnp.asarray, (*_tiny(), IMAGES))
         random = np.random.RandomState(1)
         direction = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape), params)
 
         def function(params):
             return pyramidnet.apply(params, stats, images, True, jax.random.key(3))
 
-        @functools.partial(jax.jit, compiler_options=QUICK)
+        @quick_jit.jit
         def both(params):
             factors.clear()
             logits, tangent, new_stats = jax.jvp(function, (params,), (direction,), has_aux=True)
@@ -194,45 +169,18 @@ def test_training_and_its_derivatives_are_those_of_the_definition(monkeypatch):
 
 
 def test_evaluation_is_that_of_the_definition_whatever_the_key():
-    params, stats, images = _tiny()
-    with jax.enable_x64(True):
-        apply = jax.jit(pyramidnet.apply, static_argnums=3, compiler_options=QUICK)
-        definition = jax.jit(_definition, static_argnums=3, compiler_options=QUICK)
-        logits, same_stats = apply(params, stats, images, False)
-        expected = definition(params, stats, images, False, None)
-        np.testing.assert_allclose(logits, expected, rtol=1e-9)
-        jax.tree.map(np.testing.assert_array_equal, same_stats, stats)
-        keyed, _ = apply(params, stats, images, False, jax.random.key(1))
-        np.testing.assert_array_equal(keyed, logits)
+    network_checks.assert_evaluation_is_that_of(_definition, pyramidnet, *_tiny(), IMAGES)
 
 
 def test_noise_and_statistics_of_eight_devices_equal_one():
-    params, stats, _ = _tiny()
-    images = np.random.RandomState(2).standard_normal((16, 4, 4, 3))
-    images += np.arange(16)[:, None, None, None] / 4
-    mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
-    with jax.enable_x64(True):
-        apply = jax.jit(pyramidnet.apply, static_argnums=3, compiler_options=QUICK)
-        expected = apply(params, stats, images, True, jax.random.key(0))
-        actual = jax.jit(
-            jax.shard_map(
-                lambda params, stats, images, key: pyramidnet.apply(
-                    params, stats, images, True, key, axis_name="device"
-                ),
-                mesh=mesh,
-                in_specs=(jax.P(), jax.P(), jax.P("device"), jax.P()),
-                out_specs=(jax.P("device"), jax.P()),
-            ),
-            compiler_options=QUICK,
-        )(params, stats, images, jax.random.key(0))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), actual, expected)
-        other = apply(params, stats, images, True, jax.random.key(1))
-        assert np.all(np.abs(other[0] - expected[0]) > 1e-6)
+    keys = jax.random.key(0), jax.random.key(1)
+    first, other = (network_checks.assert_eight_devices_equal_one(pyramidnet, *_tiny(), key) for key in keys)
+    assert np.all(np.abs(other - first) > 1e-6)
 
 
 def test_initial_values():
     config = pyramidnet.Config(11, 24, 10)
-    init = jax.jit(pyramidnet.init, static_argnums=1, compiler_options=QUICK)
+    init = quick_jit.jit(pyramidnet.init, static_argnums=1)
     params, stats = init(jax.random.key(3), config)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {np.dtype(np.float32)}
     block = params["stages"][2][0]
@@ -261,7 +209,7 @@ def test_bad_config_is_named(config, error, text):
 
 
 def test_bad_input_is_named():
-    params, stats, images = _tiny()
+    (params, stats), images = _tiny(), IMAGES
     with pytest.raises(ValueError, match="pyramidnet: training draws noise and needs a key"):
         pyramidnet.apply(params, stats, images, True)
     with pytest.raises(TypeError, match=r"pyramidnet: expected floating, .* uint8"):

@@ -4,33 +4,27 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import network_checks
 import numpy as np
 import pytest
+import quick_jit
 
 from dada import layers
 from dada.models import resnet
 
-# Compiling takes most of the time here.
-QUICK = {"xla_backend_optimization_level": 0}
 
 def _shapes(config):
-    return jax.eval_shape(lambda key: resnet.init(key, config), jax.random.key(0))
+    return network_checks.shapes(resnet, config)
 
 
-@functools.lru_cache
+@functools.cache
 def _tiny(depth, small_images):
     """A thin network cut to blocks (2, 1, 1, 1), off its initial values, and images."""
-    random = np.random.RandomState(0)
-    config = resnet.Config(depth, 5, width=3, small_images=small_images)
-    params, stats = _shapes(config)
+    params, stats = _shapes(resnet.Config(depth, 5, width=3, small_images=small_images))
     for tree in (params, stats):
-        tree["stages"] = [
-            stage[:count] for stage, count in zip(tree["stages"], (2, 1, 1, 1))
-        ]
-    params = jax.tree.map(lambda leaf: 0.4 * random.standard_normal(leaf.shape), params)
-    stats = jax.tree.map(lambda leaf: random.uniform(0.5, 1.5, leaf.shape), stats)
-    size = 7 if small_images else 26
-    return params, stats, random.standard_normal((4, size, size, 3))
+        tree["stages"] = [stage[:count] for stage, count in zip(tree["stages"], (2, 1, 1, 1))]
+    images = network_checks.images(4, 7 if small_images else 26)
+    return *network_checks.off_initial(params, stats, 0.4), images
 
 
 @pytest.mark.parametrize(
@@ -85,19 +79,12 @@ def test_layer_shapes():
 # --- The network, block by block ------------------------------------------------------------------
 
 
-def _norm(params, stats, inputs, is_training):
-    mean, variance = stats["mean"], stats["variance"]
-    if is_training:
-        mean, variance = inputs.mean((0, 1, 2)), inputs.var((0, 1, 2))
-    return params["scale"] * (inputs - mean) / jnp.sqrt(variance + 1e-5) + params["bias"]
-
-
 def _definition(params, stats, images, is_training, depth, small_images):
     if small_images:
         hidden = layers.conv(params["stem"], images)
     else:
         hidden = layers.conv(params["stem"], images, stride=2)
-    hidden = jnp.maximum(_norm(params["norm"], stats["norm"], hidden, is_training), 0)
+    hidden = jnp.maximum(network_checks.norm(params["norm"], stats["norm"], hidden, is_training), 0)
     if not small_images:
         hidden = layers.max_pool_3x3(hidden)
     for stage, stage_stats, stride in zip(params["stages"], stats["stages"], (1, 2, 2, 2)):
@@ -105,21 +92,21 @@ def _definition(params, stats, images, is_training, depth, small_images):
             shortcut = hidden
             if "shortcut" in block:
                 shortcut = hidden[:, ::stride, ::stride] @ block["shortcut"]["weight"][0, 0]
-                shortcut = _norm(
+                shortcut = network_checks.norm(
                     block["shortcut_norm"], block_stats["shortcut_norm"], shortcut, is_training
                 )
             if depth == 18:
                 hidden = layers.conv(block["conv1"], hidden, stride=stride)
-                hidden = _norm(block["norm1"], block_stats["norm1"], hidden, is_training)
+                hidden = network_checks.norm(block["norm1"], block_stats["norm1"], hidden, is_training)
                 hidden = layers.conv(block["conv2"], jnp.maximum(hidden, 0))
-                hidden = _norm(block["norm2"], block_stats["norm2"], hidden, is_training)
+                hidden = network_checks.norm(block["norm2"], block_stats["norm2"], hidden, is_training)
             else:
                 hidden = hidden @ block["conv1"]["weight"][0, 0]
-                hidden = _norm(block["norm1"], block_stats["norm1"], hidden, is_training)
+                hidden = network_checks.norm(block["norm1"], block_stats["norm1"], hidden, is_training)
                 hidden = layers.conv(block["conv2"], jnp.maximum(hidden, 0), stride=stride)
-                hidden = _norm(block["norm2"], block_stats["norm2"], hidden, is_training)
+                hidden = network_checks.norm(block["norm2"], block_stats["norm2"], hidden, is_training)
                 hidden = jnp.maximum(hidden, 0) @ block["conv3"]["weight"][0, 0]
-                hidden = _norm(block["norm3"], block_stats["norm3"], hidden, is_training)
+                hidden = network_checks.norm(block["norm3"], block_stats["norm3"], hidden, is_training)
             hidden = jnp.maximum(hidden + shortcut, 0)
             stride = 1
     return hidden.mean((1, 2)) @ params["dense"]["weight"] + params["dense"]["bias"]
@@ -129,8 +116,8 @@ def _definition(params, stats, images, is_training, depth, small_images):
 def test_network_is_that_of_the_definition(depth, small_images):
     params, stats, images = _tiny(depth, small_images)
     with jax.enable_x64(True):
-        apply = jax.jit(resnet.apply, static_argnums=3, compiler_options=QUICK)
-        definition = jax.jit(_definition, static_argnums=(3, 4, 5), compiler_options=QUICK)
+        apply = quick_jit.jit(resnet.apply, static_argnums=3)
+        definition = quick_jit.jit(_definition, static_argnums=(3, 4, 5))
         for is_training in (True, False):
             logits, new_stats = apply(params, stats, images, is_training)
             expected = definition(params, stats, images, is_training, depth, small_images)
@@ -150,7 +137,7 @@ def test_forward_and_reverse_mode_and_differences_agree():
         def loss(params):
             return jnp.sum(jnp.tanh(resnet.apply(params, stats, images, True)[0][:, 0]))
 
-        @functools.partial(jax.jit, compiler_options=QUICK)
+        @quick_jit.jit
         def derivatives(params):
             value, slope = jax.jvp(loss, (params,), (direction,))
             return value, slope, jax.grad(loss)(params)
@@ -169,29 +156,12 @@ def test_forward_and_reverse_mode_and_differences_agree():
 
 def test_batch_statistics_of_eight_devices_equal_one():
     params, stats, _ = _tiny(50, True)
-    images = np.random.RandomState(2).standard_normal((16, 4, 4, 3))
-    images += np.arange(16)[:, None, None, None] / 4
-    mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
-    with jax.enable_x64(True):
-        apply = jax.jit(resnet.apply, static_argnums=3, compiler_options=QUICK)
-        expected = apply(params, stats, images, True)
-        actual = jax.jit(
-            jax.shard_map(
-                lambda params, stats, images: resnet.apply(
-                    params, stats, images, True, axis_name="device"
-                ),
-                mesh=mesh,
-                in_specs=(jax.P(), jax.P(), jax.P("device")),
-                out_specs=(jax.P("device"), jax.P()),
-            ),
-            compiler_options=QUICK,
-        )(params, stats, images)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), actual, expected)
+    network_checks.assert_eight_devices_equal_one(resnet, params, stats)
 
 
 def test_initial_values():
     config = resnet.Config(18, 10, width=8, small_images=True)
-    init = jax.jit(resnet.init, static_argnums=1, compiler_options=QUICK)
+    init = quick_jit.jit(resnet.init, static_argnums=1)
     params, stats = init(jax.random.key(3), config)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {np.dtype(np.float32)}
     first, second = params["stages"][3]

@@ -283,12 +283,3 @@ def test_bad_arrays(change, error, message):
 def test_bad_sizes(batch_size, image_size, epoch, message):
     with pytest.raises(ValueError, match=message):
         sampling.sample(jax.random.key(0), _schedule(), batch_size, image_size, epoch)
-
-
-@pytest.mark.parametrize("name", ["deepaa_cifar_1", "deepaa_imagenet_2"])
-def test_published_deepaa_policies_name_the_missing_ops(name):
-    draw = functools.partial(
-        sampling.sample, policy=policy.load(name), batch_size=4, image_size=(32, 32)
-    )
-    with pytest.raises(ValueError, match=r"op RandFlip, RandCutout.* is not available yet"):
-        jax.eval_shape(draw, jax.random.key(0))

@@ -1,23 +1,16 @@
 """The search binary: same bytes from the same seed, also after a kill; files; one line on bad input."""
 
 import json
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from absl import flags
+import quick_jit
+import small_runs
 from absl.testing import flagsaver
 
 from dada import policy
-from experiments import compiled_loop, run_folder, search
+from experiments import command_line, compiled_loop, run_folder, search
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-FLAGS = flags.FLAGS
 SMALL = {
     "model": "wrn_10_1",
     "epochs": 3,
@@ -31,56 +24,34 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A data set of 80 images of 8 x 8 in 4 classes."""
     folder = tmp_path_factory.mktemp("search")
-    generator = np.random.default_rng(0)
-    labels = np.arange(80) % 4
-    images = generator.integers(0, 80, (80, 8, 8, 3)) + 40 * labels[:, None, None, None]
-    np.savez(
-        folder / "tiny.npz",
-        train_images=images.astype(np.uint8),
-        train_labels=labels,
-        test_images=images[:8].astype(np.uint8),
-        test_labels=labels[:8],
-    )
+    small_runs.write_data_set(folder / "tiny.npz", 80, 8)
     return folder
 
 
+def settings(folder):
+    return {**SMALL, "dataset": str(folder / "tiny.npz")}
+
+
 def run_here(folder, name, **changes):
-    """Runs the search in this process; returns its run folder."""
-    settings = {**SMALL, "dataset": str(folder / "tiny.npz"), "run_dir": str(folder / name), **changes}
-    with flagsaver.flagsaver(**settings):
-        search.main([])
-    return folder / name
-
-
-def start(folder, name, *more):
-    """Starts the search as a process of its own; its programs are kept for the other processes."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
-    small = [f"--{k}={','.join(v) if isinstance(v, list) else v}" for k, v in SMALL.items()]
-    command = [
-        *(sys.executable, "-m", "experiments.search", f"--dataset={folder / 'tiny.npz'}"),
-        *(f"--run_dir={folder / name}", *small, *more),
-    ]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return small_runs.run_here(search, settings(folder), folder / name, **changes)
 
 
 def run(folder, name, *more):
-    """Runs the search to its end; returns its run folder."""
-    process = start(folder, name, *more)
-    _, errors = process.communicate(timeout=400)
-    assert process.returncode == 0, errors
-    return folder / name
+    return small_runs.run(search, settings(folder), folder / name, *more, xla_flags=quick_jit.XLA_FLAGS)
+
+
+def start(folder, name, *more):
+    return small_runs.start(search, settings(folder), folder / name, *more, xla_flags=quick_jit.XLA_FLAGS)
 
 
 @pytest.fixture(scope="module")
 def finished(files):
-    return run(files, "first")
+    """A run that had to compile its programs."""
+    before = small_runs.compiled_programs()
+    run_dir = run(files, "first")
+    assert len(small_runs.compiled_programs() - before) > 10
+    return run_dir
 
 
 def test_a_run_leaves_its_folder(finished):
@@ -109,25 +80,24 @@ def test_same_seed_same_bytes_and_another_seed_another_policy(files, finished):
 
 
 def test_killed_and_resumed_is_the_straight_run(files, finished):
-    process = start(files, "killed")
-    deadline = time.monotonic() + 240
-    while len(run_folder.read_metrics(files / "killed")) < 5:  # in the middle of the second epoch
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (files / "killed" / "policy.json").exists()
-    assert run_folder.RunFolder(files / "killed").latest_step() == 3
+    killed, compiled = files / "killed", small_runs.compiled_programs()
+    # In the middle of the second epoch.
+    small_runs.kill_when(start(files, "killed"), lambda: len(run_folder.read_metrics(killed)) >= 5)
+    assert small_runs.compiled_programs() == compiled  # it found all of its programs
+    assert not (killed / "policy.json").exists()
+    assert run_folder.RunFolder(killed).latest_step() == 3
     run(files, "killed", "--resume")
-    assert (files / "killed" / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()
-    for straight, resumed in zip(*map(run_folder.read_metrics, (finished, files / "killed"))):
+    assert (killed / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()
+    for straight, resumed in zip(*map(run_folder.read_metrics, (finished, killed))):
         assert {**straight, "seconds": 0} == {**resumed, "seconds": 0}
 
 
 def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finished, monkeypatch):
     monkeypatch.setattr(compiled_loop, "scans", lambda: True)
-    # Scans of convolutions are slow on a CPU, so nothing is timed here.
+    small_runs.compile_quickly(monkeypatch)
+    # Scans of convolutions are slow on a CPU, so nothing is timed here; and nothing is drawn.
     monkeypatch.setattr(search.search_run.search_loop, "plain_step_ratio", lambda *arguments: 1.0)
+    monkeypatch.setattr(search.search_run.plot, "draw", lambda *arguments: [])
     both = run_here(files, "at_once", num_seeds=2, max_steps=3)
     for seed in (0, 1):
         assert run_folder.read_summary(both / f"seed_{seed}")["seeds_at_once"] == 2
@@ -139,9 +109,10 @@ def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finishe
         )
 
 
-def test_official_preset_and_max_steps(files):
-    more = ("--preset=official", "--max_steps=2", "--extra_ops=", "--planted_op=Invert")
-    official = run(files, "official", *more)
+def test_official_preset_and_max_steps(files, monkeypatch):
+    small_runs.compile_quickly(monkeypatch)
+    changes = {"preset": "official", "max_steps": 2, "extra_ops": [], "planted_op": "Invert"}
+    official = run_here(files, "official", **changes)
     found = policy.load(official / "policy.json")
     assert (found.search_space, found.preset, found.content.weight) == ("dada", "official", None)
     assert len(found.content.row) == 25 and run_folder.read_summary(official)["steps"] == 2
@@ -181,20 +152,33 @@ def test_a_run_folder_with_content_is_not_overwritten(files, finished):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("argument", "message"),
     [
-        (["--epoch=3"], "unknown flag --epoch; did you mean --epochs?"),
-        (["--draws=all"], "draws"),
-        (["--epochs=many"], "epochs"),
-        (["--flagfile=missing.flags"], "missing.flags"),
-        (["--planted_op=Inverse"], "--planted_op: got 'Inverse'"),
-        (["policy.json"], "unexpected argument 'policy.json'"),
+        ("--epoch=3", "unknown flag --epoch; did you mean --epochs?"),
+        ("--planted_op=Inverse", "--planted_op: got 'Inverse'"),
     ],
 )
-def test_the_command_line_fails_with_one_line_and_exit_code_2(files, arguments, message):
-    process = start(files, "refused", *arguments)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    lines = [line for line in errors.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], errors
+def test_the_process_fails_with_one_line_and_exit_code_2(files, argument, message):
+    small_runs.assert_fails_with_one_line(start(files, "refused", argument), message)
     assert not (files / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--draws=all", "draws"),
+        ("--epochs=many", "epochs"),
+        ("--flagfile=missing.flags", "missing.flags"),
+    ],
+)
+def test_flags_that_cannot_be_read_end_with_one_line_and_exit_code_2(argument, message, capsys):
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
+        command_line._parse(["search", argument])
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
+
+
+def test_arguments_that_are_no_flags_are_refused():
+    with pytest.raises(ValueError, match=r"unexpected argument 'policy\.json'"):
+        search.main(["policy.json"])

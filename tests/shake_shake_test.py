@@ -4,41 +4,28 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import network_checks
 import numpy as np
 import pytest
+import quick_jit
 
 from dada import layers
 from dada.models import shake_shake
 
-# Compiling takes most of the time here.
-QUICK = {"xla_backend_optimization_level": 0}
 TINY = shake_shake.Config(depth=8, width=4, num_classes=5)
 
 
 def _shapes(config):
-    return jax.eval_shape(lambda key: shake_shake.init(key, config), jax.random.key(0))
+    return network_checks.shapes(shake_shake, config)
 
 
-@functools.lru_cache
-def _tiny(num_examples=4, size=7):
-    """Parameters and statistics of one block a stage, all off their initial values, and images."""
-    random = np.random.RandomState(0)
-    params, stats = _shapes(TINY)
-    params = jax.tree.map(lambda leaf: 0.4 * random.standard_normal(leaf.shape), params)
-    stats = jax.tree.map(lambda leaf: random.uniform(0.5, 1.5, leaf.shape), stats)
-    return params, stats, random.standard_normal((num_examples, size, size, 3))
+@functools.cache
+def _tiny():
+    """Parameters and statistics of one block a stage, all off their initial values."""
+    return network_checks.off_initial(*_shapes(TINY), 0.4)
 
 
-def _record_shake(monkeypatch):
-    """Keeps the factors of every call of layers.shake in the list that is returned."""
-    factors, shake = [], layers.shake
-
-    def recorded(inputs, forward, backward):
-        factors.append((forward, backward))
-        return shake(inputs, forward, backward)
-
-    monkeypatch.setattr(layers, "shake", recorded)
-    return factors
+IMAGES = network_checks.images(4, 7)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +80,10 @@ def test_layer_shapes():
 
 
 def test_noise_is_uniform_and_of_its_own_for_each_image_block_and_direction(monkeypatch):
-    factors = _record_shake(monkeypatch)
+    factors = network_checks.record_shake(monkeypatch)
     shapes = _shapes(shake_shake.Config(depth=26, width=2))
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @quick_jit.jit
     def draw(key):
         factors.clear()
         params, stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
@@ -107,22 +94,13 @@ def test_noise_is_uniform_and_of_its_own_for_each_image_block_and_direction(monk
     assert noise.shape == (24, 2, 4096)
     first, second = noise[0::2], noise[1::2]
     np.testing.assert_allclose(first + second, 1.0, atol=1e-6)
+    # Alphas and betas of all blocks.
     variables = first.reshape(24, 4096)
-    assert variables.min() >= 0 and variables.max() < 1
-    np.testing.assert_allclose(variables.mean(1), 0.5, atol=0.02)
-    # Alphas and betas of all blocks: independent, each with the variance of U(0, 1).
-    np.testing.assert_allclose(np.cov(variables), np.eye(24) / 12, atol=0.008)
+    network_checks.assert_uniform_and_independent(variables, 24 * [0], mean_atol=0.02, covariance_atol=0.008)
     assert not np.any(np.asarray(draw(jax.random.key(2))) == noise)
 
 
 # --- The network, block by block ------------------------------------------------------------------
-
-
-def _norm(params, stats, inputs, is_training):
-    mean, variance = stats["mean"], stats["variance"]
-    if is_training:
-        mean, variance = inputs.mean((0, 1, 2)), inputs.var((0, 1, 2))
-    return params["scale"] * (inputs - mean) / jnp.sqrt(variance + 1e-5) + params["bias"]
 
 
 def _definition(params, stats, images, is_training, noise):
@@ -133,9 +111,9 @@ def _definition(params, stats, images, is_training, noise):
         active, outputs = jnp.maximum(hidden, 0), []
         for branch, branch_stats in zip(block["branches"], block_stats["branches"]):
             residual = layers.conv(branch["conv1"], active, stride=stride)
-            residual = _norm(branch["norm1"], branch_stats["norm1"], residual, is_training)
+            residual = network_checks.norm(branch["norm1"], branch_stats["norm1"], residual, is_training)
             residual = layers.conv(branch["conv2"], jnp.maximum(residual, 0))
-            outputs.append(_norm(branch["norm2"], branch_stats["norm2"], residual, is_training))
+            outputs.append(network_checks.norm(branch["norm2"], branch_stats["norm2"], residual, is_training))
         if is_training:
             alpha, beta = noise[index][:, :, None, None, None]
             mixed = alpha * outputs[0] + (1 - alpha) * outputs[1]
@@ -150,7 +128,7 @@ def _definition(params, stats, images, is_training, noise):
             shifted[:, ::stride, ::stride] @ shortcut["conv2"]["weight"][0, 0],
         )
         halves = jnp.concatenate(halves, axis=-1)
-        hidden = mixed + _norm(
+        hidden = mixed + network_checks.norm(
             shortcut["norm"], block_stats["shortcut"]["norm"], halves, is_training
         )
     features = jnp.maximum(hidden, 0).mean((1, 2))
@@ -158,16 +136,16 @@ def _definition(params, stats, images, is_training, noise):
 
 
 def test_training_and_its_derivatives_are_those_of_the_definition(monkeypatch):
-    factors = _record_shake(monkeypatch)
+    factors = network_checks.record_shake(monkeypatch)
     with jax.enable_x64(True):
-        params, stats, images = jax.tree.map(jnp.asarray, _tiny())
+        params, stats, images = jax.tree.map(jnp.asarray, (*_tiny(), IMAGES))
         random = np.random.RandomState(1)
         direction = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape), params)
 
         def function(params):
             return shake_shake.apply(params, stats, images, True, jax.random.key(3))
 
-        @functools.partial(jax.jit, compiler_options=QUICK)
+        @quick_jit.jit
         def both(params):
             factors.clear()
             logits, tangent, new_stats = jax.jvp(function, (params,), (direction,), has_aux=True)
@@ -192,44 +170,17 @@ def test_training_and_its_derivatives_are_those_of_the_definition(monkeypatch):
 
 
 def test_evaluation_is_that_of_the_definition_whatever_the_key():
-    params, stats, images = _tiny()
-    with jax.enable_x64(True):
-        apply = jax.jit(shake_shake.apply, static_argnums=3, compiler_options=QUICK)
-        definition = jax.jit(_definition, static_argnums=3, compiler_options=QUICK)
-        logits, same_stats = apply(params, stats, images, False)
-        expected = definition(params, stats, images, False, None)
-        np.testing.assert_allclose(logits, expected, rtol=1e-9)
-        jax.tree.map(np.testing.assert_array_equal, same_stats, stats)
-        keyed, _ = apply(params, stats, images, False, jax.random.key(1))
-        np.testing.assert_array_equal(keyed, logits)
+    network_checks.assert_evaluation_is_that_of(_definition, shake_shake, *_tiny(), IMAGES)
 
 
 def test_noise_and_statistics_of_eight_devices_equal_one():
-    params, stats, _ = _tiny()
-    images = np.random.RandomState(2).standard_normal((16, 4, 4, 3))
-    images += np.arange(16)[:, None, None, None] / 4
-    mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
-    with jax.enable_x64(True):
-        apply = jax.jit(shake_shake.apply, static_argnums=3, compiler_options=QUICK)
-        expected = apply(params, stats, images, True, jax.random.key(0))
-        actual = jax.jit(
-            jax.shard_map(
-                lambda params, stats, images, key: shake_shake.apply(
-                    params, stats, images, True, key, axis_name="device"
-                ),
-                mesh=mesh,
-                in_specs=(jax.P(), jax.P(), jax.P("device"), jax.P()),
-                out_specs=(jax.P("device"), jax.P()),
-            ),
-            compiler_options=QUICK,
-        )(params, stats, images, jax.random.key(0))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), actual, expected)
-        other = apply(params, stats, images, True, jax.random.key(1))
-        assert np.all(np.abs(other[0] - expected[0]) > 1e-6)
+    keys = jax.random.key(0), jax.random.key(1)
+    first, other = (network_checks.assert_eight_devices_equal_one(shake_shake, *_tiny(), key) for key in keys)
+    assert np.all(np.abs(other - first) > 1e-6)
 
 
 def test_initial_values():
-    init = jax.jit(shake_shake.init, static_argnums=1, compiler_options=QUICK)
+    init = quick_jit.jit(shake_shake.init, static_argnums=1)
     params, stats = init(jax.random.key(3), shake_shake.Config(8, 16, 10))
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {np.dtype(np.float32)}
     assert 0.8 / np.sqrt(27) < np.abs(params["stem"]["bias"]).max() <= 1 / np.sqrt(27)
@@ -265,7 +216,7 @@ def test_bad_config_is_named(config, error, text):
 
 
 def test_bad_input_is_named():
-    params, stats, images = _tiny()
+    (params, stats), images = _tiny(), IMAGES
     with pytest.raises(ValueError, match="shake_shake: training draws noise and needs a key"):
         shake_shake.apply(params, stats, images, True)
     with pytest.raises(TypeError, match=r"shake_shake: expected floating, .* uint8"):

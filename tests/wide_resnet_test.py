@@ -4,22 +4,21 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import network_checks
 import numpy as np
 import pytest
+import quick_jit
 
 from dada.models import wide_resnet
 
 TINY = wide_resnet.Config(depth=10, width=1, num_classes=10)
 
 
-@functools.lru_cache
-def _tiny(num_examples=3, size=8):
+@functools.cache
+def _tiny():
     """Parameters and statistics of WRN-10-1, all moved off their initial values, and images."""
-    random = np.random.RandomState(0)
-    params, stats = jax.eval_shape(lambda key: wide_resnet.init(key, TINY), jax.random.key(0))
-    params = jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape), params)
-    stats = jax.tree.map(lambda leaf: random.uniform(0.5, 1.5, leaf.shape), stats)
-    return params, stats, random.standard_normal((num_examples, size, size, 3))
+    params, stats = network_checks.off_initial(*network_checks.shapes(wide_resnet, TINY), 0.3)
+    return params, stats, network_checks.images(3, 8)
 
 
 def _cast(tree, dtype):
@@ -37,7 +36,7 @@ def _cast(tree, dtype):
 )
 def test_parameter_counts_of_the_originals(depth, width, num_classes, expected):
     config = wide_resnet.Config(depth, width, num_classes)
-    params, stats = jax.eval_shape(lambda key: wide_resnet.init(key, config), jax.random.key(0))
+    params, stats = network_checks.shapes(wide_resnet, config)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
     blocks = (depth - 4) // 6
     assert [len(stage) for stage in params["stages"]] == [blocks] * 3
@@ -52,9 +51,7 @@ def test_parameter_counts_of_the_originals(depth, width, num_classes, expected):
 
 
 def test_layer_shapes():
-    params, _ = jax.eval_shape(
-        lambda key: wide_resnet.init(key, wide_resnet.Config(16, 2, 10)), jax.random.key(0)
-    )
+    params, _ = network_checks.shapes(wide_resnet, wide_resnet.Config(16, 2, 10))
     shapes = jax.tree.map(lambda leaf: leaf.shape, params)
     assert shapes["stem"] == {"weight": (3, 3, 3, 16), "bias": (16,)}
     for stage, (inputs, outputs) in zip(shapes["stages"], [(16, 32), (32, 64), (64, 128)]):
@@ -71,7 +68,7 @@ def test_layer_shapes():
 
 
 def test_narrow_first_stage_has_an_identity_shortcut():
-    params, _ = jax.eval_shape(lambda key: wide_resnet.init(key, TINY), jax.random.key(0))
+    params, _ = network_checks.shapes(wide_resnet, TINY)
     assert ["shortcut" in stage[0] for stage in params["stages"]] == [False, True, True]
 
 
@@ -135,7 +132,7 @@ def test_forward_equals_numpy(is_training):
     params, stats, images = _tiny()
     expected = _numpy_wide_resnet(params, stats, images, is_training, momentum=0.9)
     with jax.enable_x64(True):
-        actual = jax.jit(wide_resnet.apply, static_argnums=3)(
+        actual = quick_jit.jit(wide_resnet.apply, static_argnums=3)(
             *_cast((params, stats, images), np.float64), is_training
         )
         assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {np.dtype(np.float64)}
@@ -143,7 +140,7 @@ def test_forward_equals_numpy(is_training):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), actual, expected)
 
     # The same in float32, given images of another floating type.
-    actual = jax.jit(wide_resnet.apply, static_argnums=3)(
+    actual = quick_jit.jit(wide_resnet.apply, static_argnums=3)(
         *_cast((params, stats), np.float32), images, is_training
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {np.dtype(np.float32)}
@@ -152,7 +149,7 @@ def test_forward_equals_numpy(is_training):
 
 def test_momentum_is_the_weight_of_the_new_batch():
     params, stats, images = _cast(_tiny(), np.float32)
-    apply = jax.jit(wide_resnet.apply, static_argnames=("is_training",))
+    apply = quick_jit.jit(wide_resnet.apply, static_argnames=("is_training",))
     new_stats = {
         momentum: apply(params, stats, images, is_training=True, batch_norm_momentum=momentum)[1]
         for momentum in (0.1, 0.9, 1.0)
@@ -173,8 +170,9 @@ def test_momentum_is_the_weight_of_the_new_batch():
 
 
 def test_initial_values():
-    params, stats = wide_resnet.init(jax.random.key(3), TINY)
-    again, _ = wide_resnet.init(jax.random.key(3), TINY)
+    init = quick_jit.jit(wide_resnet.init, static_argnums=1)
+    params, stats = init(jax.random.key(3), TINY)
+    again, _ = init(jax.random.key(3), TINY)
     jax.tree.map(np.testing.assert_array_equal, params, again)
     block = params["stages"][2][0]
     bound = 1 / np.sqrt(9 * 32)
@@ -205,7 +203,7 @@ def test_reverse_over_forward_equals_forward_over_reverse_and_differences():
         def gradient(params):
             return jax.grad(lambda x: outputs(params, x).sum())(images)
 
-        @jax.jit
+        @quick_jit.jit
         def both(images):
             reverse_over_forward = jax.grad(directional)(images)
             forward_over_reverse = jax.jvp(gradient, (params,), (direction,))[1]
@@ -213,31 +211,15 @@ def test_reverse_over_forward_equals_forward_over_reverse_and_differences():
 
         first, second = both(images)
         np.testing.assert_allclose(first, second, rtol=1e-8, atol=1e-10)
-        evaluate = jax.jit(directional)
+        evaluate = quick_jit.jit(directional)
         step = 1e-6
         difference = evaluate(images + step * shift) - evaluate(images - step * shift)
         np.testing.assert_allclose(jnp.sum(first * shift), difference / (2 * step), rtol=1e-5)
 
 
 def test_batch_statistics_of_eight_devices_equal_one():
-    params, stats, _ = _cast(_tiny(), np.float32)
-    images = np.random.RandomState(2).standard_normal((16, 8, 8, 3)).astype(np.float32)
-    images += np.arange(16, dtype=np.float32)[:, None, None, None] / 4
-    expected = jax.jit(wide_resnet.apply, static_argnums=3)(params, stats, images, True)
-    mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
-    actual = jax.jit(
-        jax.shard_map(
-            lambda params, stats, images: wide_resnet.apply(
-                params, stats, images, True, axis_name="device"
-            ),
-            mesh=mesh,
-            in_specs=(jax.P(), jax.P(), jax.P("device")),
-            out_specs=(jax.P("device"), jax.P()),
-        )
-    )(params, stats, images)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected
-    )
+    params, stats, _ = _tiny()
+    network_checks.assert_eight_devices_equal_one(wide_resnet, params, stats)
 
 
 @pytest.mark.parametrize(

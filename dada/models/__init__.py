@@ -1,6 +1,8 @@
 """Networks: one file each, with the same `init` and `apply`."""
 
 import re
+from types import ModuleType
+from typing import Any
 
 from dada.models import pyramidnet, resnet, shake_shake, wide_resnet
 
@@ -13,7 +15,7 @@ FORMS = (
 )
 
 
-def by_name(name, num_classes, image_size):
+def by_name(name: str, num_classes: int, image_size: int) -> tuple[ModuleType, Any]:
     """Finds a network by the name that papers give it.
 
     Args:

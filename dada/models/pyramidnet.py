@@ -23,17 +23,19 @@ ShakeDrop, on the residual of block l, with p = 0.5 l / L the probability of a d
 
 The gate holds for the whole batch on all devices (in the originals, for the part of one GPU).
 
-Copy with it: layers.py.
+Copy with it: layers.py, models/stages.py.
 
 Reference: Han et al. 2017, arXiv:1610.02915; Yamada et al. 2018, arXiv:1802.02375.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dada import layers
+from dada.models import stages
 
 STEM_CHANNELS = 16
 STAGE_STRIDES = (1, 2, 2)
@@ -60,7 +62,7 @@ class Config:
     num_classes: int = 10
 
 
-def init(key, config):
+def init(key: jax.Array, config: Config) -> tuple[Any, Any]:
     """Draws the parameters and sets the running statistics to mean 0 and variance 1.
 
     Kernels are normal with variance 2 / (k * k * C_out); the linear layer has PyTorch's default.
@@ -87,24 +89,24 @@ def init(key, config):
         planes = round(STEM_CHANNELS + config.alpha * number / num_blocks)
         all_blocks.append(_init_block(block_key, channels, planes))
         channels = planes * EXPANSION
-    stages = [all_blocks[start : start + blocks] for start in range(0, num_blocks, blocks)]
-    params["stages"] = [[block_params for block_params, _ in stage] for stage in stages]
-    stats["stages"] = [[block_stats for _, block_stats in stage] for stage in stages]
+    for tree, part in ((params, 0), (stats, 1)):
+        flat = [block[part] for block in all_blocks]
+        tree["stages"] = [flat[start : start + blocks] for start in range(0, num_blocks, blocks)]
     params["norm"], stats["norm"] = layers.init_batch_norm(channels)
     params["dense"] = layers.init_dense(dense_key, channels, config.num_classes)
     return params, stats
 
 
 def apply(
-    params,
-    batch_stats,
-    images,
-    is_training,
-    key=None,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    is_training: bool,
+    key: jax.Array | None = None,
     *,
-    batch_norm_momentum=0.1,
-    axis_name=None,
-):
+    batch_norm_momentum: float = 0.1,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Any]:
     """Logits of a batch of images. Depth and channels are read off the parameters.
 
     Args:
@@ -159,22 +161,12 @@ def apply(
         missing = hidden.shape[-1] - shortcut.shape[-1]
         return hidden + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, missing))), new
 
-    new_stats = {"stages": []}
+    new_stats = {}
     hidden = layers.conv(params["stem"], images.astype(params["stem"]["weight"].dtype))
     hidden, new_stats["stem_norm"] = norm(params["stem_norm"], batch_stats["stem_norm"], hidden)
-    block_index = 0
-    for stage_params, stage_stats, stage_stride in zip(
-        params["stages"], batch_stats["stages"], STAGE_STRIDES
-    ):
-        new_stage = []
-        for index, (block_params, block_stats) in enumerate(zip(stage_params, stage_stats)):
-            stride = stage_stride if index == 0 else 1
-            hidden, new_block_stats = block(
-                block_params, block_stats, hidden, stride, block_index
-            )
-            new_stage.append(new_block_stats)
-            block_index += 1
-        new_stats["stages"].append(new_stage)
+    hidden, new_stats["stages"] = stages.apply(
+        params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block
+    )
     hidden, new_stats["norm"] = norm(params["norm"], batch_stats["norm"], hidden)
     logits = layers.dense(params["dense"], layers.global_average_pool(jax.nn.relu(hidden)))
     return logits, new_stats

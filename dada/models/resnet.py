@@ -21,16 +21,19 @@ Two ways it differs from the paper, as most implementations do: the stride of a 
 sits in its 3x3 convolution, and every change of channels or resolution has a convolution as
 shortcut.
 
-Copy with it: layers.py.
+Copy with it: layers.py, models/stages.py.
 
 Reference: He et al. 2016, arXiv:1512.03385.
 """
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 
 from dada import layers
+from dada.models import stages
 
 STAGE_WIDTHS = (1, 2, 4, 8)
 STAGE_STRIDES = (1, 2, 2, 2)
@@ -61,7 +64,7 @@ class Config:
     small_images: bool = False
 
 
-def init(key, config):
+def init(key: jax.Array, config: Config) -> tuple[Any, Any]:
     """Draws the parameters and sets the running statistics to mean 0 and variance 1.
 
     Kernels are normal with variance 2 / (k * k * C_out); the linear layer has PyTorch's default.
@@ -79,40 +82,33 @@ def init(key, config):
     stem_key, dense_key, *stage_keys = jax.random.split(key, 2 + len(STAGE_WIDTHS))
     bottleneck = config.depth in BOTTLENECK_DEPTHS
 
-    channels = config.width
     kernel = SMALL_STEM_KERNEL if config.small_images else LARGE_STEM_KERNEL
-    params, stats = {"stem": layers.init_he_conv(stem_key, kernel, 3, channels), "stages": []}, {}
-    params["norm"], stats["norm"] = layers.init_batch_norm(channels)
-    stats["stages"] = []
-    for stage_key, stage_width, stage_stride, blocks in zip(
-        stage_keys, STAGE_WIDTHS, STAGE_STRIDES, STAGE_BLOCKS[config.depth]
-    ):
-        stage_params, stage_stats = [], []
-        for index, block_key in enumerate(jax.random.split(stage_key, blocks)):
-            planes = stage_width * config.width
-            stride = stage_stride if index == 0 else 1
-            block_params, block_stats = _init_block(
-                block_key, channels, planes, stride, bottleneck
-            )
-            stage_params.append(block_params)
-            stage_stats.append(block_stats)
-            channels = planes * EXPANSION if bottleneck else planes
-        params["stages"].append(stage_params)
-        stats["stages"].append(stage_stats)
-    params["dense"] = layers.init_dense(dense_key, channels, config.num_classes)
+    expansion = EXPANSION if bottleneck else 1
+    stage_channels = [width * config.width * expansion for width in STAGE_WIDTHS]
+    params, stats = {"stem": layers.init_he_conv(stem_key, kernel, 3, config.width)}, {}
+    params["norm"], stats["norm"] = layers.init_batch_norm(config.width)
+    params["stages"], stats["stages"] = stages.init(
+        stage_keys,
+        config.width,
+        stage_channels,
+        STAGE_BLOCKS[config.depth],
+        STAGE_STRIDES,
+        functools.partial(_init_block, bottleneck=bottleneck),
+    )
+    params["dense"] = layers.init_dense(dense_key, stage_channels[-1], config.num_classes)
     return params, stats
 
 
 def apply(
-    params,
-    batch_stats,
-    images,
-    is_training,
-    key=None,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    is_training: bool,
+    key: jax.Array | None = None,
     *,
-    batch_norm_momentum=0.1,
-    axis_name=None,
-):
+    batch_norm_momentum: float = 0.1,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Any]:
     """Logits of a batch of images. Stem, kind of block and sizes are read off the parameters.
 
     Args:
@@ -143,7 +139,8 @@ def apply(
             axis_name=axis_name,
         )
 
-    def block(block_params, block_stats, inputs, stride):
+    def block(block_params, block_stats, inputs, stride, index):
+        del index
         new_stats = {}
         bottleneck = "conv3" in block_params
         strides = (1, stride, 1) if bottleneck else (stride, 1)
@@ -180,27 +177,17 @@ def apply(
     hidden = jax.nn.relu(hidden)
     if is_large:
         hidden = layers.max_pool_3x3(hidden)
-    new_stages = []
-    for stage_params, stage_stats, stage_stride in zip(
-        params["stages"], batch_stats["stages"], STAGE_STRIDES
-    ):
-        new_stage = []
-        for index, (block_params, block_stats) in enumerate(zip(stage_params, stage_stats)):
-            stride = stage_stride if index == 0 else 1
-            hidden, new_block_stats = block(block_params, block_stats, hidden, stride)
-            new_stage.append(new_block_stats)
-        new_stages.append(new_stage)
+    hidden, new_stages = stages.apply(params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block)
     logits = layers.dense(params["dense"], layers.global_average_pool(hidden))
     return logits, {"stages": new_stages, "norm": norm}
 
 
-def _init_block(key, in_channels, planes, stride, bottleneck):
+def _init_block(key, in_channels, out_channels, stride, *, bottleneck):
     if bottleneck:
-        out_channels = planes * EXPANSION
+        planes = out_channels // EXPANSION
         sizes = ((1, in_channels, planes), (3, planes, planes), (1, planes, out_channels))
     else:
-        out_channels = planes
-        sizes = ((3, in_channels, planes), (3, planes, planes))
+        sizes = ((3, in_channels, out_channels), (3, out_channels, out_channels))
     shortcut_key, *conv_keys = jax.random.split(key, 1 + len(sizes))
     params, stats = {}, {}
     for number, (conv_key, size) in enumerate(zip(conv_keys, sizes), start=1):

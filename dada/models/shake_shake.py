@@ -24,17 +24,19 @@ The two convolutions of a shortcut see different pixels where the stride is 2: r
 0, 2, 4, ... and 1, 3, 5, ... (zero beyond the edge). The first shortcut, of stride 1, is shifted
 alike.
 
-Copy with it: layers.py.
+Copy with it: layers.py, models/stages.py.
 
 Reference: Gastaldi 2017, arXiv:1705.07485.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dada import layers
+from dada.models import stages
 
 STEM_CHANNELS = 16
 STAGE_WIDTHS = (1, 2, 4)
@@ -60,7 +62,7 @@ class Config:
     num_classes: int = 10
 
 
-def init(key, config):
+def init(key: jax.Array, config: Config) -> tuple[Any, Any]:
     """Draws the parameters and sets the running statistics to mean 0 and variance 1.
 
     Kernels are normal with variance 2 / (k * k * C_out), but the bias of the stem and the weight of
@@ -79,20 +81,14 @@ def init(key, config):
     blocks = (config.depth - 2) // 6
     stem_key, bias_key, dense_key, *stage_keys = jax.random.split(key, 3 + len(STAGE_WIDTHS))
 
-    channels = STEM_CHANNELS
-    stem = layers.init_he_conv(stem_key, 3, 3, channels)
-    stem["bias"] = layers.uniform_fan_in(bias_key, (channels,), 3 * 3 * 3)
-    params, stats = {"stem": stem, "stages": []}, {"stages": []}
-    for stage_key, stage_width in zip(stage_keys, STAGE_WIDTHS):
-        stage_params, stage_stats = [], []
-        for block_key in jax.random.split(stage_key, blocks):
-            out_channels = stage_width * config.width
-            block_params, block_stats = _init_block(block_key, channels, out_channels)
-            stage_params.append(block_params)
-            stage_stats.append(block_stats)
-            channels = out_channels
-        params["stages"].append(stage_params)
-        stats["stages"].append(stage_stats)
+    stem = layers.init_he_conv(stem_key, 3, 3, STEM_CHANNELS)
+    stem["bias"] = layers.uniform_fan_in(bias_key, (STEM_CHANNELS,), 3 * 3 * 3)
+    params, stats = {"stem": stem}, {}
+    stage_channels = [width * config.width for width in STAGE_WIDTHS]
+    params["stages"], stats["stages"] = stages.init(
+        stage_keys, STEM_CHANNELS, stage_channels, [blocks] * len(stage_keys), STAGE_STRIDES, _init_block
+    )
+    channels = stage_channels[-1]
     params["dense"] = {
         "weight": layers.uniform_fan_in(dense_key, (channels, config.num_classes), channels),
         "bias": jnp.zeros(config.num_classes, jnp.float32),
@@ -101,15 +97,15 @@ def init(key, config):
 
 
 def apply(
-    params,
-    batch_stats,
-    images,
-    is_training,
-    key=None,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    is_training: bool,
+    key: jax.Array | None = None,
     *,
-    batch_norm_momentum=0.1,
-    axis_name=None,
-):
+    batch_norm_momentum: float = 0.1,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Any]:
     """Logits of a batch of images. Depth and width are read off the parameters.
 
     Args:
@@ -186,25 +182,13 @@ def apply(
         return mixed + inputs, new_stats
 
     hidden = layers.conv(params["stem"], images.astype(params["stem"]["weight"].dtype))
-    new_stages = []
-    block_index = 0
-    for stage_params, stage_stats, stage_stride in zip(
-        params["stages"], batch_stats["stages"], STAGE_STRIDES
-    ):
-        new_stage = []
-        for index, (block_params, block_stats) in enumerate(zip(stage_params, stage_stats)):
-            stride = stage_stride if index == 0 else 1
-            hidden, new_block_stats = block(
-                block_params, block_stats, hidden, stride, block_index
-            )
-            new_stage.append(new_block_stats)
-            block_index += 1
-        new_stages.append(new_stage)
+    hidden, new_stages = stages.apply(params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block)
     logits = layers.dense(params["dense"], layers.global_average_pool(jax.nn.relu(hidden)))
     return logits, {"stages": new_stages}
 
 
-def _init_block(key, in_channels, out_channels):
+def _init_block(key, in_channels, out_channels, stride):
+    del stride
     *branch_keys, shortcut_key = jax.random.split(key, 3)
     params, stats = {"branches": []}, {"branches": []}
     for branch_key in branch_keys:

@@ -18,16 +18,18 @@ a bias; the stride of a block sits in its SECOND convolution; the shortcut convo
 block input, before norm and ReLU; initialisation is PyTorch's default, U(+-1/sqrt(fan_in)).
 `batch_norm_momentum` is in PyTorch's sense: 0.9 keeps a tenth of the old statistics.
 
-Copy with it: layers.py.
+Copy with it: layers.py, models/stages.py.
 
 Reference: Zagoruyko and Komodakis 2016, arXiv:1605.07146.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 
 from dada import layers
+from dada.models import stages
 
 STAGE_CHANNELS = (16, 32, 64)
 STAGE_STRIDES = (1, 2, 2)
@@ -51,7 +53,7 @@ class Config:
     num_classes: int = 10
 
 
-def init(key, config):
+def init(key: jax.Array, config: Config) -> tuple[Any, Any]:
     """Draws the parameters and sets the running statistics to mean 0 and variance 1.
 
     Args:
@@ -67,36 +69,27 @@ def init(key, config):
     blocks = (config.depth - 4) // 6
     stem_key, dense_key, *stage_keys = jax.random.split(key, 2 + len(STAGE_CHANNELS))
 
-    channels = STAGE_CHANNELS[0]
-    params = {"stem": layers.init_conv(stem_key, 3, 3, channels), "stages": []}
-    stats = {"stages": []}
-    for stage_key, stage_channels, stride in zip(stage_keys, STAGE_CHANNELS, STAGE_STRIDES):
-        stage_params, stage_stats = [], []
-        for index, block_key in enumerate(jax.random.split(stage_key, blocks)):
-            out_channels = stage_channels * config.width
-            block_params, block_stats = _init_block(
-                block_key, channels, out_channels, stride if index == 0 else 1
-            )
-            stage_params.append(block_params)
-            stage_stats.append(block_stats)
-            channels = out_channels
-        params["stages"].append(stage_params)
-        stats["stages"].append(stage_stats)
+    stage_channels = [channels * config.width for channels in STAGE_CHANNELS]
+    params, stats = {"stem": layers.init_conv(stem_key, 3, 3, STAGE_CHANNELS[0])}, {}
+    params["stages"], stats["stages"] = stages.init(
+        stage_keys, STAGE_CHANNELS[0], stage_channels, [blocks] * len(stage_keys), STAGE_STRIDES, _init_block
+    )
+    channels = stage_channels[-1]
     params["norm"], stats["norm"] = layers.init_batch_norm(channels)
     params["dense"] = layers.init_dense(dense_key, channels, config.num_classes)
     return params, stats
 
 
 def apply(
-    params,
-    batch_stats,
-    images,
-    is_training,
-    key=None,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    is_training: bool,
+    key: jax.Array | None = None,
     *,
-    batch_norm_momentum=0.9,
-    axis_name=None,
-):
+    batch_norm_momentum: float = 0.9,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, Any]:
     """Logits of a batch of images. Depth and width are read off the parameters.
 
     Args:
@@ -128,7 +121,8 @@ def apply(
         )
         return jax.nn.relu(outputs), new_stats
 
-    def block(block_params, block_stats, inputs, stride):
+    def block(block_params, block_stats, inputs, stride, index):
+        del index
         hidden, norm1 = norm_relu(block_params["norm1"], block_stats["norm1"], inputs)
         hidden = layers.conv(block_params["conv1"], hidden)
         hidden, norm2 = norm_relu(block_params["norm2"], block_stats["norm2"], hidden)
@@ -138,16 +132,7 @@ def apply(
         return hidden + inputs, {"norm1": norm1, "norm2": norm2}
 
     hidden = layers.conv(params["stem"], images.astype(params["stem"]["weight"].dtype))
-    new_stages = []
-    for stage_params, stage_stats, stage_stride in zip(
-        params["stages"], batch_stats["stages"], STAGE_STRIDES
-    ):
-        new_stage = []
-        for index, (block_params, block_stats) in enumerate(zip(stage_params, stage_stats)):
-            stride = stage_stride if index == 0 else 1
-            hidden, new_block_stats = block(block_params, block_stats, hidden, stride)
-            new_stage.append(new_block_stats)
-        new_stages.append(new_stage)
+    hidden, new_stages = stages.apply(params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block)
     hidden, norm = norm_relu(params["norm"], batch_stats["norm"], hidden)
     logits = layers.dense(params["dense"], layers.global_average_pool(hidden))
     return logits, {"stages": new_stages, "norm": norm}

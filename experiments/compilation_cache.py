@@ -1,0 +1,44 @@
+"""Keeps compiled programs on disk, so that a run starts without compiling what an earlier one compiled.
+
+A program is found again by all that it was compiled from (code, shapes, compiler, devices), so that a run has
+the same results whether its programs were compiled or found.
+"""
+
+import contextlib
+import os
+import pathlib
+
+import jax
+
+
+def user_folder() -> pathlib.Path:
+    """Where the programs of this user lie: $XDG_CACHE_HOME/dada/jax, or ~/.cache/dada/jax."""
+    parent = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(parent) / "dada" / "jax"
+
+
+def use(folder: str | None) -> None:
+    """Keeps compiled programs from now on; to be called before anything is compiled.
+
+    Args:
+      folder: None for the one that JAX_COMPILATION_CACHE_DIR names, or else the user's, if it can be made;
+        "" for no folder at all.
+
+    Raises:
+      OSError: the folder that was given cannot be made.
+    """
+    if folder == "":
+        jax.config.update("jax_compilation_cache_dir", None)
+    elif folder is not None:
+        _use(pathlib.Path(folder).expanduser())
+    elif jax.config.jax_compilation_cache_dir is None:
+        # A machine without a home that can be written to compiles every time.
+        with contextlib.suppress(OSError, RuntimeError):
+            _use(user_folder())
+
+
+def _use(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # JAX leaves out what took less than a second; a start has a hundred such programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -1,0 +1,210 @@
+"""The gradients of a DADA step against the loss written out and the enumeration of every draw."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import quick_jit
+from dada_problem import (
+    SPACE,
+    apply,
+    batch,
+    config,
+    drawn,
+    jitted_gradients,
+    spread,
+    start,
+    unrolled_loss,
+)
+
+from dada import augment, dada_search, hypergradient, op_table, policy_space, train_state
+
+
+@pytest.mark.parametrize("clip_norm", [5.0, 0.05])
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_unrolled_weights_are_the_next_iterate_and_levels_get_the_exact_gradient(clip_norm, orthogonal):
+    settings = config(estimator="reinforce", clip_norm=clip_norm, orthogonal_to_clean=orthogonal)
+    state, train, valid = spread(start(settings), settings), batch(0), batch(1)
+    momentum = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), state.train.params)
+    state = state._replace(train=state.train._replace(momentum=momentum))
+    _, inputs = drawn(settings, state, train.images)
+
+    def objective(level):
+        images = inputs(state.policy._replace(level=level))
+        return unrolled_loss(settings, state, train, valid, images, clip_norm)
+
+    reference = quick_jit.jit(jax.value_and_grad(objective, has_aux=True))
+    (_, (loss, params)), expected = reference(state.policy.level)
+    (found, _), after, metrics = jitted_gradients(settings, state, train, valid)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, params)
+    np.testing.assert_allclose(metrics["valid_loss"], loss, rtol=1e-5)
+    # The step's direction has unit length, so both agree up to one factor.
+    scale = np.vdot(found.level, expected) / np.vdot(expected, expected)
+    assert scale > 0
+    np.testing.assert_allclose(found.level, scale * expected, atol=2e-4 * np.abs(found.level).max())
+
+
+@pytest.mark.parametrize("policy_kind", ["pairs", "slots"])
+def test_mixtures_get_the_exact_gradient_in_everything(policy_kind):
+    settings = config(estimator="gumbel", policy_space=policy_kind, temperature=(0.7, 0.7))
+    state, train, valid = spread(start(settings), settings), batch(0), batch(1)
+    _, inputs = drawn(settings, state, train.images)
+
+    def loss(parameters):
+        return unrolled_loss(settings, state, train, valid, inputs(parameters), settings.clip_norm)[0]
+
+    expected = quick_jit.jit(jax.grad(loss))(state.policy)
+    (found, _), _, _ = jitted_gradients(settings, state, train, valid)
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in tree])  # noqa: E731
+    scale = np.vdot(flat(found), flat(expected)) / np.vdot(flat(expected), flat(expected))
+    np.testing.assert_allclose(flat(found), scale * flat(expected), atol=5e-4 * np.abs(flat(found)).max())
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in found)
+
+
+@pytest.mark.parametrize("policy_kind", ["pairs", "slots"])
+def test_hard_mixture_is_the_discrete_path_exactly(policy_kind):
+    hard = config(estimator="straight_through", policy_space=policy_kind)
+    discrete = dataclasses.replace(hard, estimator="reinforce")
+    state, images = spread(start(hard), hard), batch(0).images
+    outputs = [quick_jit.jit(drawn(c, state, images)[1])(state.policy) for c in (hard, discrete)]
+    np.testing.assert_array_equal(*outputs)
+
+
+def choices(estimator):
+    """(settings, state) of a search in which a draw determines its image, and its cost that image alone.
+
+    There are no random signs and centres, no batch statistics, and a direction that is independent of the
+    draws, by a learning rate of almost zero and no clip.
+    """
+    still = {"learning_rate": 1e-6, "learning_rate_floor": 1e-6, "weight_decay": 0.0, "clip_norm": 1e6}
+    rows = tuple(row._replace(random_sign=False) for row in SPACE.rows if row.name != "Cutout")
+    space = SPACE._replace(rows=rows)
+    settings = config(estimator=estimator, orthogonal_to_clean=False, space=space, **still)
+    return settings, spread(start(settings), settings)
+
+
+@functools.cache
+def exact_choice_gradient():
+    """The gradient of the expected cost for choices and bits, by enumerating every draw."""
+    settings, state = choices("reinforce")
+    labels, valid = batch(0).labels, batch(1)
+    valid_images = augment.normalize(valid.images, settings.mean, settings.std)
+
+    def losses(params, images, labels):
+        return train_state.cross_entropy(apply(params, {}, images, True)[0], labels)
+
+    def image_under(pair, bits):
+        images = batch(0).images.astype(jnp.float32) / 255.0
+        for slot in np.flatnonzero(bits):
+            row = settings.space.rows[policy_space.pair_table(3)[pair, slot]]
+            value = row.low + jax.nn.sigmoid(state.policy.level[pair, slot]) * (row.high - row.low)
+            apply_op = functools.partial(op_table.apply_op, row.name, value=value, center=jnp.zeros(2))
+            images = jax.vmap(apply_op)(images)
+        return augment.normalize(images, settings.mean, settings.std)
+
+    @quick_jit.jit
+    def gradient(parameters):
+        direction = jax.grad(lambda p: jnp.mean(losses(p, valid_images, valid.labels)))(state.train.params)
+        norm = -hypergradient.global_norm(direction)  # u = -eta v, at unit length
+        direction = jax.tree.map(lambda leaf: leaf / norm, direction)
+        draws = [(pair, bits) for pair in range(3) for bits in np.ndindex(2, 2)]
+        images = jnp.stack([image_under(pair, bits) for pair, bits in draws])
+
+        def mean_cost(images):
+            of_params = functools.partial(losses, images=images, labels=labels)
+            return jnp.mean(hypergradient.alignment(of_params, state.train.params, direction))
+
+        costs = jax.vmap(mean_cost)(images)
+
+        def expected_cost(parameters):
+            total = 0.0
+            for (pair, bits), cost in zip(draws, costs):
+                applied = jnp.zeros((3, 2), bool).at[pair].set(jnp.array(bits, bool))
+                draw = policy_space.Draw(0, jnp.array([pair]), pair, applied)
+                total += jnp.exp(policy_space.log_probability(parameters, draw)) * cost
+            return total
+
+        return jax.grad(expected_cost)(parameters)
+
+    return gradient(state.policy)
+
+
+@pytest.mark.parametrize("estimator", ["relax", "reinforce"])
+def test_choices_get_the_gradient_of_the_expected_cost(estimator):
+    """Mean over many keys of the estimate against the exact gradient."""
+    settings, state = choices(estimator)
+    keys = jax.random.split(jax.random.key(9), 3000)
+    many = quick_jit.jit(
+        lambda keys: jax.lax.map(
+            lambda key: dada_search.gradients(
+                settings, state._replace(key=key), batch(0), batch(1)
+            )[0][0][:2],
+            keys,
+            batch_size=100,
+        )
+    )(keys)
+    for estimates, expected in zip(many, exact_choice_gradient()[:2]):
+        estimates = np.asarray(estimates)
+        error = estimates.std(0) / np.sqrt(len(keys))
+        assert np.all(np.abs(estimates.mean(0) - expected) < 4.0 * error + 1e-6)
+        assert np.abs(expected).max() > 8.0 * error.max()  # the test has the power to fail
+
+
+@pytest.mark.parametrize("estimator", ["relax", "reinforce"])
+def test_official_relax_is_reinforce_because_its_control_variate_cancels(estimator):
+    settings = config(preset="official", estimator=estimator)
+    state, train, valid = spread(start(settings), settings), batch(0), batch(1)
+    draws, inputs = drawn(settings, state, train.images)
+    draw = jax.tree.map(lambda leaf: leaf[0], draws)
+
+    def mean_loss(params, images, labels):
+        return jnp.mean(train_state.cross_entropy(apply(params, {}, images, True)[0], labels))
+
+    @quick_jit.jit
+    def cost_by_hand(policy):
+        """From the released algorithm: no clip in the unroll, h the validation gradient there."""
+        images = inputs(policy)
+        _, (_, unrolled) = unrolled_loss(settings, state, train, valid, images, clip_norm=None)
+        valid_images = augment.normalize(valid.images, settings.mean, settings.std)
+        direction = jax.grad(mean_loss)(unrolled, valid_images, valid.labels)
+        losses = functools.partial(mean_loss, images=images, labels=train.labels)
+        return -hypergradient.alignment(losses, state.train.params, direction)
+
+    cost = cost_by_hand(state.policy)
+    probability = state.policy.application
+    bit_score = (draw.bits - probability) / (probability * (1 - probability))
+    entries = draw.bits.size
+    weight_score = entries * (jax.nn.one_hot(draw.row, 6) - jax.nn.softmax(state.policy.op[0, 0]))
+
+    (found, control), _, _ = jitted_gradients(settings, state, train, valid)
+    np.testing.assert_allclose(found.application, cost * bit_score, rtol=2e-2, atol=2e-3 * abs(cost))
+    np.testing.assert_allclose(found.op[0, 0], cost * weight_score, rtol=2e-2, atol=2e-2 * abs(cost))
+    # All bits get a gradient, drawn or not; levels the same one for both ops, none for other pairs.
+    assert np.all(found.application != 0)
+    level = np.asarray(found.level)
+    assert not np.any(np.delete(level, int(draw.row), 0))
+    applied = np.asarray(draw.bits[draw.row])
+    np.testing.assert_allclose(level[draw.row], level[draw.row].max() * applied, rtol=1e-5)
+    assert any(np.any(np.asarray(leaf) != 0) for leaf in control.values()) == (estimator == "relax")
+
+
+def test_official_gumbel_models_what_was_not_drawn_as_ones():
+    settings = config(preset="official", estimator="gumbel")
+    state, train, valid = spread(start(settings), settings), batch(0), batch(1)
+    (found, _), _, _ = jitted_gradients(settings, state, train, valid)
+    draw = jax.tree.map(lambda leaf: leaf[0], drawn(settings, state, train.images)[0])
+    others = np.delete(np.asarray(found.application), int(draw.row), 0)
+    assert not np.any(others) and np.all(np.asarray(found.application)[draw.row] != 0)
+
+
+def test_finite_difference_agrees_with_the_exact_hypergradient():
+    settings = config(estimator="reinforce")
+    state, train, valid = spread(start(settings), settings), batch(0), batch(1)
+    (exact, _), _, _ = jitted_gradients(settings, state, train, valid)
+    coarse = dataclasses.replace(settings, hypergradient="finite_difference")
+    (difference, _), _, _ = jitted_gradients(coarse, state, train, valid)
+    for a, b in zip(exact, difference):
+        np.testing.assert_allclose(a, b, atol=0.02 * np.abs(a).max() + 1e-6)

@@ -1,0 +1,144 @@
+"""A DADA search that can be written out: a network of one convolution, four ops, bright squares."""
+
+import functools
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import quick_jit
+
+from dada import (
+    augment,
+    dada_config,
+    dada_official,
+    dada_search,
+    op_table,
+    policy_space,
+    search_input,
+    train_state,
+)
+
+SIZE, BATCH, CLASSES = 8, 16, 3
+# Few ops, so that the step compiles quickly; "strength" by name, for extraction.
+FULL = op_table.search_space("strength")
+OPS = ("ShearX", "Invert", "Brightness", "Cutout")
+SPACE = FULL._replace(rows=tuple(row for row in FULL.rows if row.name in OPS))
+
+
+def apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):
+    """3x3 convolution, softplus (smooth, so that finite differences can be fine), pooling, linear."""
+    del is_training, key, axis_name
+    features = jax.lax.conv_general_dilated(
+        images, params["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    features = jax.nn.softplus(features)
+    pooled = jnp.concatenate([features.mean((1, 2)), features[:, 1, 1]], -1)
+    return pooled @ params["weight"] + params["bias"], batch_stats
+
+
+def network(key=0):
+    keys = jax.random.split(jax.random.key(key))
+    return {
+        "kernel": 0.4 * jax.random.normal(keys[0], (3, 3, 3, 6)),
+        "weight": 0.3 * jax.random.normal(keys[1], (12, CLASSES)),
+        "bias": jnp.zeros(CLASSES),
+    }
+
+
+def batch(seed, size=BATCH):
+    """Bright squares on dark ground; the place of the square is the class."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, CLASSES, size)
+    images = generator.integers(0, 60, (size, SIZE, SIZE, 3))
+    for image, label in zip(images, labels):
+        image[1:5, 2 * label : 2 * label + 3] += 150
+    return dada_search.Batch(jnp.asarray(images, jnp.uint8), jnp.asarray(labels, jnp.int32))
+
+
+def config(**changes):
+    settings = {
+        "apply": apply,
+        "space": SPACE,
+        "steps_per_epoch": 4,
+        "num_epochs": 3,
+        "crop_padding": 0,
+        "flip": False,
+        "cutout_length": 0,
+        **(dada_official.SETTINGS if changes.get("preset") == "official" else {}),
+        **changes,
+    }
+    return dada_config.Config(**settings)
+
+
+def start(config, seed=0):
+    return dada_search.init(jax.random.key(seed), config, network(), {})
+
+
+def spread(state, config, seed=5):
+    """The state with a policy away from its symmetric start."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    noise = [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, state.policy)]
+    if config.preset == "official":
+        noise = [0.3 * leaf for leaf in noise]
+    return state._replace(policy=policy_space.Parameters(*map(jnp.add, state.policy, noise)))
+
+
+@functools.partial(quick_jit.jit, static_argnums=0)
+def jitted_step(config, state, train, valid):
+    return dada_search.step(config, state, train, valid)
+
+
+@functools.partial(quick_jit.jit, static_argnums=0)
+def jitted_gradients(config, state, train, valid):
+    return dada_search.gradients(config, state, train, valid)
+
+
+def drawn(config, state, images):
+    """What `gradients` draws, and its network input as a function of the policy."""
+
+    @quick_jit.jit
+    def draw(state):
+        key = jax.random.fold_in(state.key, state.train.step)
+        keys = search_input.image_keys(key, images.shape[0])
+        draw_keys = keys.draw if config.draws == "image" else search_input.image_keys(key, 1).draw
+        logits = dada_config.distribution(config, state.policy)
+        draws = jax.vmap(policy_space.draw, (0, None))(draw_keys, logits)
+        return keys, draw_keys, draws, dada_config.temperature(config, state.train.step)
+
+    keys, draw_keys, draws, heat = draw(state)
+
+    def inputs(parameters):
+        return search_input.network_input(config, parameters, draws, draw_keys, keys, heat, images)
+
+    return draws, inputs
+
+
+def unrolled_loss(config, state, train, valid, inputs, clip_norm):
+    """What the policy descends as a function of the network input: (value, (V(theta'), theta')).
+
+    The value is V(theta'), or < v, theta' > with the constant v that is orthogonal to the clean gradient.
+    """
+
+    def mean_loss(params, images, labels):
+        return jnp.mean(train_state.cross_entropy(apply(params, {}, images, True)[0], labels))
+
+    gradient = jax.grad(mean_loss)(state.train.params, inputs, train.labels)
+    params, _ = train_state.sgd_update(
+        state.train.params,
+        state.train.momentum,
+        gradient,
+        learning_rate=dada_config.learning_rate(config, state.train.step),
+        weight_decay=config.weight_decay,
+        clip_norm=clip_norm,
+    )
+    images, clean = (augment.normalize(b.images, config.mean, config.std) for b in (valid, train))
+    loss = mean_loss(params, images, valid.labels)
+    if not config.orthogonal_to_clean:
+        return loss, (loss, params)
+    flat, unflatten = jax.flatten_util.ravel_pytree(params)
+    v, g = (
+        jax.flatten_util.ravel_pytree(jax.grad(mean_loss)(unflatten(jax.lax.stop_gradient(flat)), *batch))[0]
+        for batch in ((images, valid.labels), (clean, train.labels))
+    )
+    return (v - g * (g @ v) / (g @ g)) @ flat, (loss, params)

@@ -1,0 +1,199 @@
+"""The search binary with --method=deepaa: its proxy, its layers, the same bytes after a break, bad input."""
+
+import shutil
+
+import deepaa_quick
+import jax
+import numpy as np
+import pytest
+import small_runs
+
+from dada import deepaa_config, op_table, policy, train_state
+from experiments import deepaa_figures, deepaa_run, plot, run_folder, search, search_loop, train_plot
+
+SETTINGS = {
+    "method": "deepaa",
+    "model": "wrn_10_1",
+    "proxy_images": 40,
+    "epochs": 2,
+    "batch_size": 16,
+    "crop_padding": 1,
+    "cutout_length": 2,
+    "num_layers": 2,
+    "updates_per_layer": 3,
+    "num_points": 2,
+    "valid_batch_size": 4,
+    "num_chains": 20,
+    "num_prefixes": 1,
+    "stop_probability": 0.0,
+    "planted_op": "Rotate",
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deepaa")
+    small_runs.write_data_set(folder / "tiny.npz", 160, 8)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_programs():
+    with deepaa_quick.programs(), pytest.MonkeyPatch.context() as patch:
+        small_runs.compile_quickly(patch)
+        yield
+
+
+def run_to_the_end(folder, name, **changes):
+    settings = {**SETTINGS, "dataset": str(folder / "tiny.npz")}
+    return small_runs.run_here(search, settings, folder / name, **changes)
+
+
+def run(folder, name, **changes):
+    """A run without figures, and without timing after its last step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deepaa_figures, "draw_run", lambda path: [])
+        patch.setattr(train_plot, "draw", lambda path: [])
+        patch.setattr(deepaa_run, "_plain_step_ratio", lambda *_: 1.0)
+        return run_to_the_end(folder, name, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(files):
+    return run_to_the_end(files, "first")
+
+
+def test_a_run_leaves_its_folder(finished):
+    summary, lines = run_folder.read_summary(finished), run_folder.read_metrics(finished)
+    assert [line["step"] for line in lines] == list(range(1, 7)) and summary["steps"] == 6
+    assert [line["layer"] for line in lines] == [1, 1, 1, 2, 2, 2]
+    found = policy.load(finished / "policy.json")
+    names = [row.name for row in policy.space(found).rows]
+    assert found.kind == "layers" and found.content.probability.shape == (2, 139)
+    assert names[-3:] == list(deepaa_config.CIFAR_OPS)
+    for layer, line in zip(summary["layers"], (lines[2], lines[5])):
+        np.testing.assert_allclose(list(layer.values()), line["op_mass"], rtol=1e-4)
+    assert abs(sum(summary["op_mass_initial"].values()) - 2) < 1e-5
+    assert summary["planted"] | {"seconds_until_it_leads": 0} == {
+        "op": "Rotate",
+        "value": 30.0,
+        "steps_until_it_leads": None,
+        "seconds_until_it_leads": 0,
+    }
+    assert min(summary[name] for name in ("seconds_run", "seconds_proxy", "plain_step_ratio")) > 0
+    proxy = run_folder.read_metrics(finished / "proxy")
+    assert [line["epoch"] for line in proxy] == [1, 2]
+    assert summary["proxy_accuracy"] == proxy[-1]["test_accuracy"]
+    figures = {path.name for path in (finished / "figures").glob("*.png")}
+    assert figures == {"operations.png", "magnitudes.png", "curves.png"}
+
+
+def test_plot_draws_the_figures_again(finished, capsys):
+    path = finished / "figures" / "operations.png"
+    before = path.read_bytes()
+    path.unlink()
+    plot.main([str(finished)])
+    assert path.read_bytes() == before and "magnitudes.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("max_steps", [3, 5])
+def test_a_resumed_run_ends_in_the_same_bytes(files, finished, max_steps):
+    """Stopped between the layers, and inside the second; the proxy is not trained again."""
+    name = f"stopped_{max_steps}"
+    run(files, name, max_steps=max_steps)
+    proxy = (files / name / "proxy" / "metrics.jsonl").read_bytes()
+    run(files, name, resume=True)
+    assert (files / name / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()
+    assert (files / name / "proxy" / "metrics.jsonl").read_bytes() == proxy
+    assert [line["step"] for line in run_folder.read_metrics(files / name)] == list(range(1, 7))
+
+
+def test_a_proxy_that_is_given_is_used(files, finished):
+    other = run(files, "given", proxy=str(finished / "proxy"))
+    assert not (other / "proxy").exists()
+    assert (other / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()
+
+
+def test_another_seed_finds_another_policy(files, finished):
+    both = run(files, "both", seed=0, num_seeds=2, num_layers=1, updates_per_layer=1)
+    found = [policy.load(both / f"seed_{seed}" / "policy.json").content.probability for seed in (0, 1)]
+    assert (found[0] != found[1]).any()
+    assert (both / "seed_1" / "proxy" / "summary.json").exists()
+
+
+def test_a_layer_of_identity_is_the_last(files, finished):
+    shorter = run(files, "short", proxy=str(finished / "proxy"), stop_probability=0.9)
+    assert len(policy.load(shorter / "policy.json").content.probability) == 1
+
+
+def test_points_have_clean_images_of_their_class():
+    labels = np.random.default_rng(0).integers(0, 4, 60).astype(np.int32)
+    half = train_state.Batch(np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1), labels)
+    tables = (deepaa_run.class_table(labels, 4),) * 2
+    seen, classes = set(), []
+    for step in range(120):
+        points, clean = deepaa_run.batches(
+            jax.random.key(0),
+            search_loop.Data(half, half),
+            tables,
+            step,
+            num_points=5,
+            num_valid=6,
+        )
+        assert (np.asarray(clean.labels) == np.asarray(points.labels)[:, None]).all()
+        index = np.asarray(clean.images).reshape(5, 6)
+        assert (labels[index] == np.asarray(clean.labels)).all()
+        assert all(len(set(row)) == 6 for row in index.tolist())  # distinct
+        seen.update(np.asarray(points.images).ravel().tolist())
+        classes += points.labels.tolist()
+    assert seen == set(range(60))
+    counts = np.bincount(classes, minlength=4)
+    assert ((counts - 150) ** 2 / 150).sum() < 16.3  # 0.1 % of chi-squared with 3 degrees of freedom
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"valid_batch_size": 20}, "--valid_batch_size=20: class . has . images to be clean, expected 20"),
+        ({"proxy_images": 150}, "--proxy_images=150: expected less than 128 of the 160"),
+        ({"proxy_images": 10}, "--batch_size=16: the proxy has only 10"),
+        ({"proxy": "nowhere"}, "nowhere.flags.txt: no such file"),
+        ({"search_space": "strength"}, "space: got 'strength' without Identity"),
+        ({"planted_op": "Rotate:0"}, "expected a finite value that changes the images"),
+        ({"planted_op": "RandCrop"}, "--planted_op: got 'RandCrop', expected one of Identity"),
+        ({"estimator": "reinforce"}, "--estimator belongs to --method=dada, got --method=deepaa"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(files, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(files, "refused", **changes)
+    assert not (files / "refused").exists()
+
+
+def test_a_proxy_of_another_network_is_refused(files, finished):
+    shutil.copytree(finished / "proxy", files / "other")
+    text = (files / "other" / "flags.txt").read_text()
+    (files / "other" / "flags.txt").write_text(text.replace("wrn_10_1", "wrn_16_1"))
+    with pytest.raises(ValueError, match="expected a trained wrn_10_1, got a run of wrn_16_1"):
+        run(files, "refused", proxy=str(files / "other"))
+
+
+def test_policies_of_other_kinds_have_no_layers_to_draw(tmp_path):
+    with pytest.raises(ValueError, match="dada_cifar10: got a policy of kind 'sub_policies'"):
+        deepaa_figures.main(["dada_cifar10", str(tmp_path / "figures")])
+    with pytest.raises(ValueError, match="got 1 arguments, expected one or more policies and a folder"):
+        deepaa_figures.main(["deepaa_cifar_1"])
+    assert not (tmp_path / "figures").exists()
+
+
+def test_figures_of_published_policies(tmp_path, capsys):
+    deepaa_figures.main(["deepaa_imagenet_1", str(tmp_path)])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert all(path.stat().st_size > 20_000 for path in tmp_path.glob("*.png"))
+    bars = deepaa_figures.operations("", {"": policy.load("deepaa_cifar_2")}).axes[0].patches
+    heights = np.array([bar.get_height() for bar in bars]).reshape(18, 6)
+    np.testing.assert_allclose(heights.sum(0), 100.0, rtol=1e-5)
+    crop = [row.name for row in op_table.search_space("deepaa", deepaa_config.CIFAR_OPS).rows].index(
+        "RandCrop"
+    )
+    np.testing.assert_allclose(heights[crop], [0.01, 0.31, 67.85, 72.51, 0.03, 0.05], atol=0.01)

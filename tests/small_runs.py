@@ -1,0 +1,100 @@
+"""A data set of tiny images, and runs of the binaries on it, in this process or in processes of their own."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import quick_jit
+from absl.testing import flagsaver
+
+from experiments import compiled_loop
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def write_data_set(path, count, num_test):
+    """Images of 8 x 8 in 4 classes that brightness tells apart; the first of them are the test images."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(count) % 4
+    images = generator.integers(0, 80, (count, 8, 8, 3)) + 40 * labels[:, None, None, None]
+    np.savez(
+        path,
+        train_images=images.astype(np.uint8),
+        train_labels=labels,
+        test_images=images[:num_test].astype(np.uint8),
+        test_labels=labels[:num_test],
+    )
+
+
+def run_here(binary, settings, run_dir, **changes):
+    """Runs a binary, given as its module, in this process; returns its run folder."""
+    with flagsaver.flagsaver(**{**settings, "run_dir": str(run_dir), **changes}):
+        binary.main([])
+    return run_dir
+
+
+def start(binary, settings, run_dir, *more, xla_flags=""):
+    """Starts a binary as a process of its own, with the compiled programs of all tests."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] += f" {xla_flags}"
+    folder = environment.pop("JAX_COMPILATION_CACHE_DIR")  # so that the flag has to work
+    given = {**settings, "run_dir": run_dir, "compilation_cache_dir": folder}
+    given = [f"--{k}={','.join(v) if isinstance(v, list) else v}" for k, v in given.items()]
+    command = [sys.executable, "-m", binary.__name__, *given, *more]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def run(binary, settings, run_dir, *more, xla_flags=""):
+    """Runs a binary as a process to its end; returns its run folder."""
+    process = start(binary, settings, run_dir, *more, xla_flags=xla_flags)
+    code, errors = _end(process, timeout=600)
+    assert code == 0, errors
+    return run_dir
+
+
+def compile_quickly(monkeypatch):
+    """The steps of runs in this process are compiled as by `quick_jit`."""
+
+    def compiled(function, *arguments):
+        return quick_jit.jit(function).lower(*arguments).compile(), 1.0
+
+    monkeypatch.setattr(compiled_loop, "compiled", compiled)
+
+
+def compiled_programs():
+    """Names of the programs that tests and processes have compiled so far."""
+    return {path.name for path in pathlib.Path(jax.config.jax_compilation_cache_dir).iterdir()}
+
+
+def kill_when(process, condition):
+    """Kills a process, without a chance to end in order, as soon as a condition holds."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate()[1])
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def assert_fails_with_one_line(process, message):
+    """Exit code 2 and one line on stderr that has the message."""
+    code, errors = _end(process, timeout=300)
+    assert code == 2, errors
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], errors
+
+
+def _end(process, timeout):
+    """Exit code and stderr of a process, which does not outlive its time."""
+    try:
+        _, errors = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, errors

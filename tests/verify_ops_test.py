@@ -1,0 +1,43 @@
+"""Verify, the part about ops: it passes as the library stands, and fails where an op is broken."""
+
+import jax
+
+from dada import op_table
+from experiments import datasets, verify_ops
+
+IMAGES = datasets.load("embedded").train_images
+
+
+def op_lines(*names):
+    return {line.op: line for line in verify_ops.op_lines(0, IMAGES, names)}
+
+
+def test_every_op_has_a_pillow_call_and_a_range():
+    names = set(op_table.OPS)
+    assert set(verify_ops.PILLOW) == names == {row.name for row in verify_ops.SPACE.rows}
+    rows = {row.name: row for row in verify_ops.SPACE.rows}
+    assert verify_ops._value_range(rows["TranslateXAbs"]) == (-10, 10)
+    assert verify_ops._value_range(rows["Posterize2"]) == (0, 4)
+
+
+def test_ops_pass():
+    lines = op_lines("Rotate90", "Solarize", "Cutout")
+    assert all(line.passed for line in lines.values()), lines
+    assert lines["Rotate90"].pixels == 506 * 32 * 32 and lines["Rotate90"].found == "-"
+    assert lines["Cutout"].pixels == 14 * 257 * 32 * 32
+
+
+def test_broken_ops_fail(monkeypatch):
+    true_op = op_table.apply_op
+
+    def broken(name, image, value, center):
+        if name == "Brightness":  # the right pixels, but descent does not know where to go
+            return true_op(name, image, jax.lax.stop_gradient(value), center)
+        result = true_op(name, image, value, center)
+        return result.at[0, 0, 2].add(1 / 255) if name == "Invert" else result
+
+    monkeypatch.setattr(op_table, "apply_op", broken)
+    lines = op_lines("Invert", "Brightness", "FlipLR")
+    assert not lines["Invert"].passed and lines["Invert"].differ == 506  # one pixel per image
+    assert not lines["Brightness"].passed and lines["Brightness"].differ == 0
+    assert lines["FlipLR"].passed
