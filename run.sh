@@ -2,6 +2,7 @@
 # ./run.sh                a quick DADA search on the embedded real images (about 4 minutes on two cores)
 # ./run.sh search FLAGS   a search with your own flags, for example --flagfile=experiments/flags/planted.flags
 # ./run.sh train FLAGS    trains a network with a policy: --flagfile=experiments/flags/train_quick.flags
+# ./run.sh tables FOLDER  tables beside the papers' values; table_run FOLDER runs what they lack
 # ./run.sh verify         prints the evidence that the parts do what they say (two minutes)
 # ./run.sh test           the tests
 # The first call makes .venv and installs requirements.txt; PYTHON=python3.12 ./run.sh picks the interpreter.
@@ -22,7 +23,23 @@ case "$verb" in
   quick)
     exec .venv/bin/python -m experiments.search --flagfile=experiments/flags/dada_quick.flags \
       --run_dir="runs/quick_$(date +%Y%m%d_%H%M%S)" "$@" ;;
-  search | train | plot | verify) exec .venv/bin/python -m "experiments.$verb" "$@" ;;
-  test) exec .venv/bin/python -m pytest "$@" ;;
-  *) echo "error: got '$verb', expected quick, search, train, plot, verify or test" >&2; exit 2 ;;
+  search | train | plot | verify | tables | table_run | noise_table) exec .venv/bin/python -m "experiments.$verb" "$@" ;;
+  test)
+    [ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
+    # Two halves side by side: a test keeps no more than one core busy.
+    halves=("" "")
+    files=(tests/*_test.py)
+    for i in "${!files[@]}"; do halves[i % 2]+=" ${files[i]}"; done
+    log="$(mktemp)"
+    # shellcheck disable=SC2086  # names of files without spaces
+    .venv/bin/python -m pytest -p no:cacheprovider ${halves[1]} >"$log" 2>&1 &
+    other=$!
+    trap 'kill "$other" 2>/dev/null || true; rm -f "$log"' EXIT
+    status=0
+    # shellcheck disable=SC2086
+    .venv/bin/python -m pytest -p no:cacheprovider ${halves[0]} || status=$?
+    wait "$other" || status=$?
+    cat "$log"
+    exit "$status" ;;
+  *) echo "error: got '$verb', expected quick, search, train, plot, verify, tables, table_run, noise_table or test" >&2; exit 2 ;;
 esac

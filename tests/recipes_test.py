@@ -27,7 +27,7 @@ def test_a_recipe_takes_its_smoke_steps(path, tmp_path, capsys, monkeypatch):
     with flagsaver.flagsaver():
         for flag in flags.FLAGS.get_key_flags_for_module(train.__name__):
             flag.unparse()
-        flags.FLAGS(["train", f"--flagfile={path}", *small, "--smoke", "--compilation_cache_dir="])
+        flags.FLAGS(["train", f"--flagfile={path}", *small, "--smoke"])
         train.main([])
     output = capsys.readouterr().out
     assert train.FLAGS.model not in (None, "") and "parameters, loss" in output
