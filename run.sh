@@ -26,18 +26,13 @@ case "$verb" in
   search | train | plot | verify | tables | table_run | noise_table) exec .venv/bin/python -m "experiments.$verb" "$@" ;;
   test)
     [ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
-    # Two halves side by side: a test keeps no more than one core busy.
-    halves=("" "")
-    files=(tests/*_test.py)
-    for i in "${!files[@]}"; do halves[i % 2]+=" ${files[i]}"; done
+    # Two halves of about the same length side by side: a test keeps no more than one core busy.
     log="$(mktemp)"
-    # shellcheck disable=SC2086  # names of files without spaces
-    .venv/bin/python -m pytest -p no:cacheprovider ${halves[1]} >"$log" 2>&1 &
+    .venv/bin/python -m pytest -p no:cacheprovider tests/[i-z]*_test.py >"$log" 2>&1 &
     other=$!
     trap 'kill "$other" 2>/dev/null || true; rm -f "$log"' EXIT
     status=0
-    # shellcheck disable=SC2086
-    .venv/bin/python -m pytest -p no:cacheprovider ${halves[0]} || status=$?
+    .venv/bin/python -m pytest -p no:cacheprovider tests/[a-h]*_test.py || status=$?
     wait "$other" || status=$?
     cat "$log"
     exit "$status" ;;
