@@ -133,7 +133,12 @@ def gradients(
     shares = ddas_gradient.policy_weights(parameters, policies, axis_name)
     weights = jnp.concatenate([jnp.full_like(shares[:, :1], 1.0 - p_tp), p_tp * shares], 1)
     gradient, score, (each, (stats, right)) = ddas_gradient.mixed_gradient(
-        losses, train.params, (inputs, network_keys), weights, axis_name
+        losses,
+        train.params,
+        (inputs, network_keys),
+        weights,
+        per_image=config.draws == "image",
+        axis_name=axis_name,
     )
     if config.preset == "official":  # the sum over the batch, not its mean
         whole = count if axis_name is None else count * jax.lax.axis_size(axis_name)
@@ -166,9 +171,7 @@ def gradients(
     )
     norm = hypergradient.global_norm(direction)
     scores = score(jax.tree.map(lambda leaf: -leaf / jnp.where(norm > 0, norm, 1.0), direction))
-    c = scores[:, :1] - scores[:, 1:]  # eq. (9), of every image
-    if config.draws == "batch":
-        c = _mean(jnp.mean(c, 0, keepdims=True), axis_name)  # of the batch, whose images share policies
+    c = scores[:, :1] - scores[:, 1:]  # eq. (9)
     metrics = {
         "train_loss": _mean(jnp.sum(jnp.mean(weights.T * each, 1)), axis_name),
         "train_accuracy": _mean(right[0], axis_name),

@@ -72,8 +72,8 @@ def config(
     Raises:
       ValueError: settings that do not go together.
     """
-    if not network.FORWARD_MODE:
-        raise ValueError(f"--model={FLAGS.model} has no forward mode, which --method=ddas needs")
+    if FLAGS.draws == "image" and not network.FORWARD_MODE:
+        raise ValueError(f"--model={FLAGS.model} has no forward mode: --draws=batch")
     return ddas_config.Config(
         apply=network.apply,
         space=space,
