@@ -1,9 +1,8 @@
 """Data sets as arrays, by name or path, and the stratified splits of the papers.
 
 Contract: `load` returns a `Dataset` of uint8 images and int32 labels that fits on the device and is
-indexed there. Only "embedded" ships with the project; the others come from files of the user
-(`dataset_files.py`, `cifar_files.py`), which are downloaded only on request
-(`dataset_download.py`).
+indexed there. Only "embedded" and its reduced form ship with the project; the others come from files of
+the user (`dataset_files.py`, `cifar_files.py`), which are downloaded only on request (`dataset_download.py`).
 
 Statistics: CIFAR-10, CIFAR-100 and SVHN use the CIFAR-10 values of the papers (their standard
 deviation is the well-known mean of the deviations of single images). Every other set uses the mean
@@ -18,8 +17,9 @@ import numpy as np
 from experiments import cifar_files, dataset_download, dataset_files
 
 EMBEDDED = pathlib.Path(__file__).parent / "data" / "fashion_mnist_5k.npz"
-# Size of the reduced sets on which the papers search: training images that are kept.
-REDUCED = {"reduced_cifar10": 4000, "reduced_cifar100": 4000, "reduced_svhn": 1000}
+# Training images that are kept: the sets on which the papers search, and a quarter of the embedded one, which
+# even the smallest network overfits within minutes.
+REDUCED = {"reduced_cifar10": 4000, "reduced_cifar100": 4000, "reduced_svhn": 1000, "reduced_embedded": 1000}
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
 NAMES = ("embedded", *NUM_CLASSES, *REDUCED)
 _CIFAR_MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32)
@@ -77,10 +77,10 @@ def load(name, data_dir=None, download=False, image_size=None):
         )
     base = name.removeprefix("reduced_")
     if base in NUM_CLASSES:
-        arrays = _read_official(name, base, data_dir, download)
+        arrays = _read_official(name, data_dir, download)
         num_classes, mean, std = NUM_CLASSES[base], _CIFAR_MEAN, _CIFAR_STD
     else:
-        if name == "embedded":
+        if base == "embedded":
             arrays = _pad(dataset_files.read_npz(EMBEDDED))
         elif is_folder:
             arrays = dataset_files.read_image_folder(path, image_size)
@@ -93,6 +93,8 @@ def load(name, data_dir=None, download=False, image_size=None):
             )
         if arrays.test_images is None:
             arrays = _split_off_test(name, arrays)
+        if name in REDUCED:
+            arrays = _reduce(name, arrays)
         num_classes = _count_classes(name, arrays)
         mean, std = _pixel_statistics(arrays.train_images)
     train_labels, test_labels = (
@@ -119,10 +121,11 @@ def _pad(arrays):
     )
 
 
-def _read_official(name, base, data_dir, download):
+def _read_official(name, data_dir, download):
     """Arrays of CIFAR or SVHN, whole or reduced."""
     if data_dir is None:
         raise ValueError(f"data set {name!r} needs --data_dir: the folder with its files")
+    base = name.removeprefix("reduced_")
     if download:
         _download(name, base, data_dir)
     try:
@@ -132,13 +135,15 @@ def _read_official(name, base, data_dir, download):
             arrays = cifar_files.read_cifar(base, data_dir)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --download fetches the official files") from error
-    if name == base:
-        return arrays
+    return _reduce(name, arrays) if name in REDUCED else arrays
+
+
+def _reduce(name, arrays):
+    """The first part of a stratified split of the training images."""
     left_out = len(arrays.train_labels) - REDUCED[name]
     if left_out <= 0:
         raise ValueError(
-            f"{name}: {data_dir} holds {len(arrays.train_labels)} training images, "
-            f"expected more than {REDUCED[name]}"
+            f"{name}: got {len(arrays.train_labels)} training images, expected more than {REDUCED[name]}"
         )
     kept, _ = stratified_split(arrays.train_labels, left_out)
     return arrays._replace(

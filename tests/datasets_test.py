@@ -92,6 +92,14 @@ def test_reduced_sets(tmp_path):
         datasets.load("reduced_svhn", tmp_path)
 
 
+def test_reduced_embedded_set():
+    whole, reduced = (datasets.load(name) for name in ("embedded", "reduced_embedded"))
+    kept, _ = datasets.stratified_split(whole.train_labels, 3000)
+    np.testing.assert_array_equal(reduced.train_images, whole.train_images[kept])
+    np.testing.assert_array_equal(reduced.train_labels, whole.train_labels[kept])
+    np.testing.assert_array_equal(reduced.test_images, whole.test_images)
+
+
 # First indices and hashes of both parts, as scikit-learn 1.9.1 gives them.
 @pytest.mark.parametrize(
     ("labels", "test_size", "seed", "first", "second", "hashes"),
@@ -266,7 +274,7 @@ def test_file_that_is_no_npz(tmp_path):
         datasets.load(str(tmp_path / "none.npz"))
 
 
-@pytest.mark.parametrize("name", ["", "cifar11", "reduced_embedded", "/no/such/folder"])
+@pytest.mark.parametrize("name", ["", "cifar11", "reduced_mnist", "/no/such/folder"])
 def test_unknown_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
