@@ -29,8 +29,8 @@ from experiments import (
     figure_style,
     finished_search,
     image_figures,
+    planting,
     run_folder,
-    search_loop,
     train_plot,
 )
 
@@ -135,7 +135,7 @@ def _sample_images(dataset, planted, planted_valid_images):
         position = [int(np.argmax(dataset.train_labels[valid] == label)) for label in classes]
         before = dataset.train_images[valid[position]]
         if planted_valid_images is None:
-            after = search_loop.plant(planted.name, planted.value, before)
+            after = planting.plant(planted.name, planted.value, before)
         elif len(planted_valid_images) != len(valid):
             raise ValueError(f"planted_valid_images: got {len(planted_valid_images)}, expected {len(valid)}")
         else:

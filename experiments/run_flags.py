@@ -23,6 +23,11 @@ flags.DEFINE_bool("download", False, "Fetch the official files into --data_dir i
 flags.DEFINE_integer(
     "image_size", None, "Side to which a folder of images is brought. Default: as they are.", lower_bound=1
 )
+flags.DEFINE_string(
+    "planted_op",
+    None,
+    "NAME or NAME:VALUE, on every validation image of a search or test image of a training; or empty.",
+)
 flags.DEFINE_string("model", "wrn_40_2", "Network, for example wrn_40_2.")
 
 flags.DEFINE_integer(

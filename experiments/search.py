@@ -24,6 +24,7 @@ from experiments import (
     datasets,
     ddas_method,
     deepaa_method,
+    planting,
     run_flags,
     search_loop,
     search_run,
@@ -40,7 +41,6 @@ for _module in METHODS.values():
 flags.DEFINE_enum("method", "dada", tuple(METHODS), "How to search.")
 
 flags.DEFINE_integer("max_steps", None, "End after this many steps.", lower_bound=1)
-flags.DEFINE_string("planted_op", None, "NAME or NAME:VALUE, applied to every validation image; or empty.")
 
 flags.DEFINE_enum("preset", "corrected", ("corrected", "official"), "Official: as the released code does.")
 flags.DEFINE_string(
@@ -83,28 +83,24 @@ def resolve_flags() -> dict[str, Any]:
 
 
 def _planted_op(text: str | None, config: Any) -> tuple[str, float] | None:
-    """The flag NAME or NAME:VALUE as name and value."""
-    rows = config.space.rows
-    if not text:
+    """The op of the flag and its value, which must change images."""
+    found = planting.parse(text)
+    if found is None:
         return None
-    name, _, value = text.partition(":")
-    if name not in op_table.OPS:
-        raise ValueError(f"--planted_op: got {name!r}, expected one of {', '.join(op_table.OPS)}")
+    name, value = found
+    rows = config.space.rows
     if name not in [row.name for row in rows]:
         raise ValueError(f"--planted_op: {name} is not in the search space; --extra_ops={name} adds it")
     index = [row.name for row in rows].index(name)
     row = rows[index]
-    # Without a value, that of the first level which does not leave the images as they are.
-    levels = _method().planted_levels(config, index)
-    values = [(1.0 - level) * row.low + level * row.high for level in levels]
-    default = next((value for value in values if _changes_images(row, value)), values[0])
-    try:
-        number = float(value) if value else default
-    except ValueError:
-        raise ValueError(f"--planted_op: got {text!r}, expected NAME or NAME:NUMBER") from None
-    if not math.isfinite(number) or not _changes_images(row, number):
+    if value is None:
+        # That of the first level which does not leave the images as they are.
+        levels = _method().planted_levels(config, index)
+        values = [(1.0 - level) * row.low + level * row.high for level in levels]
+        value = next((value for value in values if _changes_images(row, value)), values[0])
+    if not _changes_images(row, value):
         raise ValueError(f"--planted_op: got {text!r}, expected a finite value that changes the images")
-    return name, number
+    return name, value
 
 
 def _changes_images(row: op_table.OpRow, value: float) -> bool:
@@ -126,9 +122,9 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
     steps_per_epoch = search_loop.steps_per_epoch(len(train_indices), FLAGS.batch_size)
     config = _method().config(network, space, dataset, steps_per_epoch)
     data = search_loop.to_device(dataset, train_indices, valid_indices)
-    planted = _planted_op(FLAGS.planted_op, config)
-    if planted:
-        images = search_loop.plant(*planted, data.valid.images)
+    planted_op = _planted_op(FLAGS.planted_op, config)
+    if planted_op:
+        images = planting.plant(*planted_op, data.valid.images)
         data = data._replace(valid=data.valid._replace(images=images))
     return search_run.Task(
         method=_method(),
@@ -137,7 +133,7 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
         dataset=dataset,
         data=data,
         sizes=(FLAGS.batch_size, FLAGS.valid_batch_size),
-        planted=planted,
+        planted=planted_op,
         max_steps=FLAGS.max_steps,
     )
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dada import augment, op_table, train_state
+from dada import augment, train_state
 from experiments import compiled_loop
 
 
@@ -30,18 +30,6 @@ def to_device(dataset: Any, train_indices: np.ndarray, valid_indices: np.ndarray
         )
 
     return Data(half(train_indices), half(valid_indices))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def plant(name: str, value: float, images: jax.Array) -> jax.Array:
-    """Applies one op at one physical value to all images, uint8 [N, H, W, 3]; a cutout at the centre."""
-    center = jnp.asarray(images.shape[1:3], jnp.float32) / 2.0
-
-    def one(image):
-        planted = op_table.apply_op(name, image.astype(jnp.float32) / 255.0, value, center)
-        return jnp.round(planted * 255.0).astype(jnp.uint8)
-
-    return jax.lax.map(one, images, batch_size=256)
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

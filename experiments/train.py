@@ -13,10 +13,21 @@ import pathlib
 import time
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
-from dada import ddas_schedule, models, policy, policy_training
-from experiments import command_line, compilation_cache, datasets, named_policy, run_flags, seeds, train_run
+from dada import ddas_schedule, models, op_table, policy, policy_training
+from experiments import (
+    command_line,
+    compilation_cache,
+    datasets,
+    named_policy,
+    planting,
+    run_flags,
+    seeds,
+    train_run,
+)
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(run_flags)
@@ -62,6 +73,19 @@ def resolve_flags() -> dict[str, Any]:
         if getattr(FLAGS, flag) is None:
             setattr(FLAGS, flag, value)
     return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+
+
+def _plant(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The data set with --planted_op on every test image: what a policy is worth where the op is right."""
+    found = planting.parse(FLAGS.planted_op)
+    if found is None:
+        return dataset
+    name, value = found
+    rows = [row for space in op_table.SPACE_NAMES for row in op_table.search_space(space).rows]
+    if value is None and any(row.unit for row in rows if row.name == name):
+        raise ValueError(f"--planted_op={name}: got no value, expected {name}:NUMBER in a training")
+    images = planting.plant(name, value or 0.0, jnp.asarray(dataset.test_images))
+    return dataset._replace(test_images=np.asarray(images))
 
 
 def _numbers(flag: str) -> tuple[float, ...]:
@@ -154,7 +178,8 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
     compilation_cache.use(FLAGS.compilation_cache_dir)
     resolved = resolve_flags()
-    task = _task(datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download, FLAGS.image_size), resolved)
+    dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download, FLAGS.image_size)
+    task = _task(_plant(dataset), resolved)
     if FLAGS.smoke:
         first, second = train_run.smoke(task, FLAGS.seed)
         print(

@@ -97,6 +97,13 @@ def test_the_network_learns(finished):
     assert lines[-1]["train_loss"] < 0.7 * np.log(4) < lines[0]["train_loss"]
 
 
+def test_a_planted_op_is_on_the_test_images_only(files, finished):
+    lines = [run_folder.read_metrics(path) for path in (finished, run(files, "planted", planted_op="Invert"))]
+    assert [line["train_loss"] for line in lines[0]] == [line["train_loss"] for line in lines[1]]
+    # The classes differ in brightness: the darkest and the brightest change places.
+    assert lines[0][-1]["test_accuracy"] > lines[1][-1]["test_accuracy"] + 0.4
+
+
 def test_killed_and_resumed_is_the_straight_run(files, finished):
     killed = run_folder.RunFolder(files / "killed")
     small_runs.kill_when(start(files, "killed"), lambda: (killed.latest_step() or 0) >= 10)
@@ -175,6 +182,9 @@ def test_smoke_takes_two_steps_and_writes_nothing(files, capsys):
         ({"batch_size": 128}, "has only 84 training images"),
         ({"schedule": "step"}, "decay_epochs: got none"),
         ({"schedule": "step", "decay_epochs": ["30", "x"]}, "--decay_epochs: got 30,x, expected numbers"),
+        ({"planted_op": "Inverse"}, "--planted_op: got 'Inverse'"),
+        ({"planted_op": "Rotate"}, "--planted_op=Rotate: got no value, expected Rotate:NUMBER"),
+        ({"planted_op": "Rotate:nan"}, "got 'Rotate:nan', expected a finite value"),
         ({"warmup_multiplier": 4.0}, "warm-up: got multiplier 4.0 over 0"),
     ],
 )
