@@ -34,6 +34,7 @@ def draw(
     papers = [
         found for found in by_column if found not in run and len(_paper_points(definition, found[0])) > 1
     ]
+    beside = min(len(papers), _PAPERS_A_LINE)
     lines = -(-len(papers) // _PAPERS_A_LINE)
     heights = [_HEIGHTS["frame"] + _HEIGHTS["row"] * len(found) for found in run] + [
         _HEIGHTS["papers"]
@@ -53,13 +54,14 @@ def draw(
             _cost_panel(cost, definition, found, "Cost of the search", (3.1, _HEIGHTS["row"] * len(found)))
         for index, part in enumerate(parts[len(run) :]):
             part.suptitle("Not run here: values of the papers", x=0.015, ha="left", fontsize=9)
-            chunk = papers[index * _PAPERS_A_LINE : (index + 1) * _PAPERS_A_LINE]
-            for panel, found in zip(part.subplots(1, _PAPERS_A_LINE), chunk + [None] * _PAPERS_A_LINE):
+            chunk = papers[index * beside : (index + 1) * beside]
+            panels = np.atleast_1d(part.subplots(1, beside))
+            for panel, found in zip(panels, chunk + [None] * beside):
                 if found is None:
                     panel.set_axis_off()
                 else:
                     title = found[0].column.name.replace(", ", "\n", 1)
-                    _cost_panel(panel, definition, found, title, (2.0, 1.5))
+                    _cost_panel(panel, definition, found, title, (6.0 / beside, 1.5))
         return figure_style.save(path, figure)
 
 
@@ -142,7 +144,10 @@ def _cost_panel(axes, definition, cells, title, size):
 
 
 def _write_labels(axes, labels, size):
-    """Writes each label right of its point (left at the right edge), moved up or down clear of the others."""
+    """Writes each label right of its point (left at the right edge), moved up or down clear of the others.
+
+    A label that is moved away from its point gets a line to it.
+    """
     to_axes = axes.transScale + axes.transLimits
     points = np.array([to_axes.transform(label[:2]) for label in labels]) * size
     widths = np.array([_LETTER * len(text) for _, _, text in labels])
@@ -162,5 +167,17 @@ def _write_labels(axes, labels, size):
                 if not beside and abs(gap) < _LINE:
                     push = 0.5 * (_LINE - abs(gap)) * np.sign(gap)
                     y[one], y[other] = y[one] + push, y[other] - push
-    for (_, _, text), left, middle in zip(labels, x / size[0], y / size[1]):
+    places = zip(labels, points / size, x / size[0], y / size[1], widths)
+    for (_, _, text), point, left, middle, width in places:
+        if abs(middle - point[1]) * size[1] > _LINE:
+            start = min(max(point[0], left), left + width / size[0])
+            end = middle + np.sign(point[1] - middle) * 0.5 * _LINE / size[1]
+            axes.plot(
+                (point[0], start),
+                (point[1], end),
+                transform=axes.transAxes,
+                color=figure_style.FAINT,
+                linewidth=0.8,
+                zorder=0,
+            )
         axes.text(left, middle, text, transform=axes.transAxes, va="center", fontsize=figure_style.SMALL)
