@@ -4,6 +4,7 @@
 # ./run.sh train FLAGS    trains a network with a policy: --flagfile=experiments/flags/train_quick.flags
 # ./run.sh tables FOLDER  tables beside the papers' values; table_run FOLDER runs what they lack
 # ./run.sh verify         prints the evidence that the parts do what they say (two minutes)
+# ./run.sh benchmark      what it costs, beside Pillow, vmap(lax.switch) and plain training steps
 # ./run.sh test           the tests
 # The first call makes .venv and installs requirements.txt; PYTHON=python3.12 ./run.sh picks the interpreter.
 set -euo pipefail
@@ -23,7 +24,7 @@ case "$verb" in
   quick)
     exec .venv/bin/python -m experiments.search --flagfile=experiments/flags/dada_quick.flags \
       --run_dir="runs/quick_$(date +%Y%m%d_%H%M%S)" "$@" ;;
-  search | train | plot | verify | tables | table_run | noise_table) exec .venv/bin/python -m "experiments.$verb" "$@" ;;
+  search | train | plot | verify | benchmark | tables | table_run | noise_table) exec .venv/bin/python -m "experiments.$verb" "$@" ;;
   test)
     [ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
     # Two halves of about the same length side by side: a test keeps no more than one core busy.
@@ -36,5 +37,5 @@ case "$verb" in
     wait "$other" || status=$?
     cat "$log"
     exit "$status" ;;
-  *) echo "error: got '$verb', expected quick, search, train, plot, verify, tables, table_run, noise_table or test" >&2; exit 2 ;;
+  *) echo "error: got '$verb', expected quick, search, train, plot, verify, benchmark, tables, table_run, noise_table or test" >&2; exit 2 ;;
 esac

@@ -5,10 +5,11 @@ uint8; `apply_draws_differentiable` gives the same pixels as float32 and carries
 values of the draws, for searches. B images, K ops per image, applied in the order 0 .. K - 1.
 
 Under `jit` with images divided over devices all functions give the pixels of one device; inside
-`shard_map` or `pmap`, `apply_draws` moves nothing between devices.
+`shard_map` or `pmap`, `apply_draws` moves nothing between devices. With `axis_name` random_crop, random_flip
+and random_cutout draw for the whole batch and use this device's part: the same key on all devices.
 
 Copy alone: with sampling.py, fast_path.py, op_table.py and what they import; normalize, random_crop,
-random_flip and random_cutout need none of these.
+random_flip and random_cutout need image_keys.py only.
 """
 
 import functools
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dada import fast_path, op_table
+from dada import fast_path, image_keys, op_table
 from dada.sampling import Draws
 
 
@@ -154,7 +155,9 @@ def normalize(images: chex.Array, mean: chex.Array, std: chex.Array) -> chex.Arr
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
-def random_crop(key: chex.PRNGKey, images: chex.Array, padding: int = 4) -> chex.Array:
+def random_crop(
+    key: chex.PRNGKey, images: chex.Array, padding: int = 4, *, axis_name: str | None = None
+) -> chex.Array:
     """Shifts every image by up to `padding` pixels each way; zeros come in.
 
     The same as padding with zeros and cropping to the old size at a uniform position.
@@ -163,6 +166,7 @@ def random_crop(key: chex.PRNGKey, images: chex.Array, padding: int = 4) -> chex
       key: typed key, consumed.
       images: any dtype [B, H, W, C].
       padding: static, >= 0, in pixels.
+      axis_name: mapped axis over which the batch is divided, or None.
 
     Returns:
       [B, H, W, C], same dtype.
@@ -175,7 +179,9 @@ def random_crop(key: chex.PRNGKey, images: chex.Array, padding: int = 4) -> chex
     if padding < 0:
         raise ValueError(f"padding: got {padding}, expected at least 0")
     batch, height, width, channels = images.shape
-    corner = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
+    whole = image_keys.whole_count(batch, axis_name)
+    corner = jax.random.randint(key, (whole, 2), 0, 2 * padding + 1)
+    corner = image_keys.own_part(corner, axis_name)
     margin = (padding, padding)
     padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
 
@@ -186,12 +192,15 @@ def random_crop(key: chex.PRNGKey, images: chex.Array, padding: int = 4) -> chex
     return jax.vmap(crop)(padded, corner)
 
 
-def random_flip(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
+def random_flip(
+    key: chex.PRNGKey, images: chex.Array, *, axis_name: str | None = None
+) -> chex.Array:
     """Mirrors every image left to right with probability one half.
 
     Args:
       key: typed key, consumed.
       images: any dtype [B, H, W, C].
+      axis_name: mapped axis over which the batch is divided, or None.
 
     Returns:
       [B, H, W, C], same dtype.
@@ -201,11 +210,14 @@ def random_flip(key: chex.PRNGKey, images: chex.Array) -> chex.Array:
       ValueError: more than one key, or images of another rank.
     """
     _check_random(key, images)
-    mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
-    return jnp.where(mirrored, images[:, :, ::-1], images)
+    whole = image_keys.whole_count(images.shape[0], axis_name)
+    mirrored = jax.random.bernoulli(key, 0.5, (whole, 1, 1, 1))
+    return jnp.where(image_keys.own_part(mirrored, axis_name), images[:, :, ::-1], images)
 
 
-def random_cutout(key: chex.PRNGKey, images: chex.Array, length: int) -> chex.Array:
+def random_cutout(
+    key: chex.PRNGKey, images: chex.Array, length: int, *, axis_name: str | None = None
+) -> chex.Array:
     """Sets a square of every image to zero, after normalisation: to the mean colour.
 
     The centre is a uniform pixel; rows and columns centre - length // 2 up to and without
@@ -215,6 +227,7 @@ def random_cutout(key: chex.PRNGKey, images: chex.Array, length: int) -> chex.Ar
       key: typed key, consumed.
       images: any dtype [B, H, W, C].
       length: >= 0, side of the square in pixels; 0 leaves the images.
+      axis_name: mapped axis over which the batch is divided, or None.
 
     Returns:
       [B, H, W, C], same dtype.
@@ -229,7 +242,9 @@ def random_cutout(key: chex.PRNGKey, images: chex.Array, length: int) -> chex.Ar
     if length < 0:
         raise ValueError(f"length: got {length}, expected at least 0")
     batch, height, width, _ = images.shape
-    center = jax.random.randint(key, (batch, 2), 0, jnp.array([height, width]))
+    whole = image_keys.whole_count(batch, axis_name)
+    center = jax.random.randint(key, (whole, 2), 0, jnp.array([height, width]))
+    center = image_keys.own_part(center, axis_name)
     half = length // 2
 
     def covered(size, center):

@@ -27,7 +27,6 @@ image i owes to the others' statistics, not what the others owe to image i's.
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,9 +43,10 @@ from dada import (
     policy_space,
     search_input,
     train_state,
+    validation,
 )
 from dada.dada_config import Config
-from dada.train_state import Batch
+from dada.train_state import Batch, mean_of_devices
 
 
 class SearchState(NamedTuple):
@@ -149,7 +149,7 @@ def gradients(
 
     def mean_loss(params, inputs):
         each, aux = losses(params, inputs)
-        return _mean(jnp.mean(each), axis_name), aux
+        return mean_of_devices(jnp.mean(each), axis_name), aux
 
     def update(gradient, clip_norm=config.clip_norm):
         return train_state.sgd_update(
@@ -164,27 +164,22 @@ def gradients(
 
     loss_and_gradient = jax.value_and_grad(mean_loss, has_aux=True)
     (train_loss, (logits, stats)), gradient = loss_and_gradient(train.params, inputs)
-    gradient = _mean(gradient, axis_name)
+    gradient = mean_of_devices(gradient, axis_name)
     # The unrolled weights theta' are the next iterate: one computation.
     (params, momentum), pull_back_update = jax.vjp(update, gradient)
     # The official unroll is not clipped, and so is not the next iterate when the clip acts.
     unrolled = update(gradient, clip_norm=None)[0] if config.preset == "official" else params
 
-    valid_images = augment.normalize(valid_batch.images, config.mean, config.std)
+    def valid_logits(params, images):
+        return config.apply(params, train.batch_stats, images, True, network_key, axis_name=axis_name)[0]
 
-    def valid_loss(params):
-        logits, _ = config.apply(
-            params, train.batch_stats, valid_images, True, network_key, axis_name=axis_name
-        )
-        loss = jnp.mean(train_state.cross_entropy(logits, valid_batch.labels))
-        return _mean(loss, axis_name), logits
-
-    (loss, valid_logits), valid_gradient = jax.value_and_grad(valid_loss, has_aux=True)(unrolled)
-    valid_gradient = _mean(valid_gradient, axis_name)
+    valid_gradient, valid_metrics = validation.gradient(
+        valid_logits, unrolled, valid_batch, config.mean, config.std, axis_name
+    )
     if config.orthogonal_to_clean and config.preset == "corrected":
         clean_images = augment.normalize(train_batch.images, config.mean, config.std)
-        clean_gradient = jax.grad(lambda params: mean_loss(params, clean_images)[0])(unrolled)
-        valid_gradient = hypergradient.orthogonal_part(valid_gradient, _mean(clean_gradient, axis_name))
+        clean = jax.grad(lambda params: mean_loss(params, clean_images)[0])(unrolled)
+        valid_gradient = hypergradient.orthogonal_part(valid_gradient, mean_of_devices(clean, axis_name))
 
     if config.hypergradient == "exact":
         score = hypergradient.alignment
@@ -212,13 +207,12 @@ def gradients(
         )
         (pathwise,) = pull_back_inputs(*pull_back_costs(jnp.full_like(costs, 1.0 / costs.size)))
         scores, control_gradient = _score_gradient(config, state, draws, draw_keys, heat, costs, axis_name)
-        found = _mean((jax.tree.map(jnp.add, pathwise, scores), control_gradient), axis_name)
+        found = mean_of_devices((jax.tree.map(jnp.add, pathwise, scores), control_gradient), axis_name)
 
     metrics = {
         "train_loss": train_loss,
-        "train_accuracy": _mean(train_state.accuracy(logits, train_batch.labels), axis_name),
-        "valid_loss": loss,
-        "valid_accuracy": _mean(train_state.accuracy(valid_logits, valid_batch.labels), axis_name),
+        "train_accuracy": mean_of_devices(train_state.accuracy(logits, train_batch.labels), axis_name),
+        **valid_metrics,
         "learning_rate": rate,
         "temperature": heat,
     }
@@ -248,10 +242,7 @@ def step(
     Raises:
       AssertionError: wrong shapes or dtypes.
     """
-    for batch in (train_batch, valid_batch):
-        chex.assert_rank([batch.images, batch.labels], [4, 1])
-        chex.assert_equal_shape_prefix([batch.images, batch.labels], 1)
-        chex.assert_type([batch.images, batch.labels], [jnp.uint8, jnp.int32])
+    validation.check_batches(train_batch, valid_batch)
     found, train, metrics = gradients(config, state, train_batch, valid_batch, axis_name)
     if config.share_between_pairs and config.preset == "corrected":
         found = policy_space.share_between_pairs(found[0], len(config.space.rows)), found[1]
@@ -267,10 +258,6 @@ def step(
     return SearchState(state.key, train, new_policy, control, optimizer, epoch_policy), metrics
 
 
-def _mean(tree, axis_name):
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-
 def _score_gradient(config, state, draws, draw_keys, heat, costs, axis_name):
     """The score-function part of the gradient, for (policy, control); zero for relaxed mixtures."""
     parameters = state.policy
@@ -280,7 +267,7 @@ def _score_gradient(config, state, draws, draw_keys, heat, costs, axis_name):
     if config.draws == "image":
         costs = estimators.leave_one_out(costs, axis_name=axis_name)
     else:
-        costs = _mean(jnp.mean(costs, keepdims=True), axis_name)
+        costs = mean_of_devices(jnp.mean(costs, keepdims=True), axis_name)
     if config.estimator == "reinforce":
         return (
             estimators.reinforce(policy_space.log_probability, parameters, draws, costs),

@@ -22,14 +22,12 @@ does not read them); an epoch's last batch is filled up.
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dada import (
-    augment,
     ddas_config,
     ddas_gradient,
     ddas_input,
@@ -38,11 +36,12 @@ from dada import (
     op_table,
     policy,
     train_state,
+    validation,
 )
 from dada.ddas_config import Config
 from dada.ddas_gradient import Parameters
 from dada.image_keys import image_keys
-from dada.train_state import Batch
+from dada.train_state import Batch, mean_of_devices
 
 
 class SearchState(NamedTuple):
@@ -157,26 +156,23 @@ def gradients(
         )
 
     (params, momentum), pull_back_update = jax.vjp(update, gradient)
-    valid_images = augment.normalize(valid_batch.images, config.mean, config.std)
-
-    def valid_loss(params):
-        logits, _ = apply(params, valid_images, network_keys[0])
-        loss = jnp.mean(train_state.cross_entropy(logits, valid_batch.labels))
-        return _mean(loss, axis_name), logits
-
-    (loss, valid_logits), valid_gradient = jax.value_and_grad(valid_loss, has_aux=True)(params)
-    # - eta g_val for plain SGD. Its length cancels in Z_g; at unit length c neither over- nor underflows.
-    (direction,) = pull_back_update(
-        (_mean(valid_gradient, axis_name), jax.tree.map(jnp.zeros_like, momentum))
+    valid_gradient, valid_metrics = validation.gradient(
+        lambda params, images: apply(params, images, network_keys[0])[0],
+        params,
+        valid_batch,
+        config.mean,
+        config.std,
+        axis_name,
     )
+    # - eta g_val for plain SGD. Its length cancels in Z_g; at unit length c neither over- nor underflows.
+    (direction,) = pull_back_update((valid_gradient, jax.tree.map(jnp.zeros_like, momentum)))
     norm = hypergradient.global_norm(direction)
     scores = score(jax.tree.map(lambda leaf: -leaf / jnp.where(norm > 0, norm, 1.0), direction))
     c = scores[:, :1] - scores[:, 1:]  # eq. (9)
     metrics = {
-        "train_loss": _mean(jnp.sum(jnp.mean(weights.T * each, 1)), axis_name),
-        "train_accuracy": _mean(right[0], axis_name),
-        "valid_loss": loss,
-        "valid_accuracy": _mean(train_state.accuracy(valid_logits, valid_batch.labels), axis_name),
+        "train_loss": mean_of_devices(jnp.sum(jnp.mean(weights.T * each, 1)), axis_name),
+        "train_accuracy": mean_of_devices(right[0], axis_name),
+        **valid_metrics,
         "learning_rate": rate,
     }
     new_train = train_state.TrainState(
@@ -208,10 +204,7 @@ def step(
     Raises:
       AssertionError: wrong shapes or dtypes.
     """
-    for batch in (train_batch, valid_batch):
-        chex.assert_rank([batch.images, batch.labels], [4, 1])
-        chex.assert_equal_shape_prefix([batch.images, batch.labels], 1)
-        chex.assert_type([batch.images, batch.labels], [jnp.uint8, jnp.int32])
+    validation.check_batches(train_batch, valid_batch)
     found, train, metrics = gradients(config, state, train_batch, valid_batch, axis_name)
     updates, optimizer = _optimizer(config).update(found, state.optimizer)
     new_policy = optax.apply_updates(state.policy, updates)
@@ -231,10 +224,6 @@ def step(
     rows = jnp.asarray(config.candidates.row)
     metrics["op_mass"] = p_tp * config.num_ops * jnp.zeros(len(config.space.rows)).at[rows].add(p_o)
     return SearchState(state.key, train, new_policy, optimizer, snapshots), metrics
-
-
-def _mean(tree, axis_name):
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def extract_policy(config: Config, state: SearchState, **metadata) -> policy.Policy:

@@ -103,16 +103,10 @@ def tangent(train_gradient: Any, valid_gradient: Any) -> tuple[Any, jax.Array]:
       (the tree, cos(g_T, g_V) []); zeros where a gradient is zero.
     """
     product = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, train_gradient, valid_gradient)))
-    norm, valid_norm = (
-        jnp.maximum(hypergradient.global_norm(gradient), jnp.finfo(product.dtype).tiny ** 0.5)
-        for gradient in (train_gradient, valid_gradient)
-    )
-    direction = jax.tree.map(
-        lambda g_t, g_v: (g_v - (product / norm**2) * g_t) / (norm * valid_norm),
-        train_gradient,
-        valid_gradient,
-    )
-    return direction, product / (norm * valid_norm)
+    norms = hypergradient.global_norm(train_gradient) * hypergradient.global_norm(valid_gradient)
+    scale = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
+    direction = hypergradient.orthogonal_part(valid_gradient, train_gradient)
+    return jax.tree.map(lambda leaf: scale * leaf, direction), scale * product
 
 
 def scores(

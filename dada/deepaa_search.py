@@ -211,13 +211,7 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> policy.Pol
     Raises:
       ValueError: the rows of `config.space` are not those of the search space of its name.
     """
-    base_rows = len(op_table.search_space(config.space.name).rows)
-    extra_ops = tuple(row.name for row in config.space.rows[base_rows:])
-    if config.space != op_table.search_space(config.space.name, extra_ops):
-        raise ValueError(
-            f"space: got rows {', '.join(row.name for row in config.space.rows)}, expected those of "
-            f"{config.space.name!r}, which the policy will be read with, and extra ops behind them"
-        )
+    extra_ops = op_table.extra_ops(config.space)
     is_mirrored = config.preset == "official" and config.space.name == "deepaa"
     row, level = deepaa_config.actions(config)
     logits = np.asarray(state.logits, np.float64)

@@ -7,7 +7,7 @@ Copy alone: needs jax only.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,23 @@ def image_keys(key: jax.Array, count: int, axis_name: str | None = None) -> Imag
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
     streams = jax.vmap(lambda key: jax.random.split(key, len(ImageKeys._fields)))(keys)
     return ImageKeys(*(streams[:, i] for i in range(len(ImageKeys._fields))))
+
+
+def whole_count(count: int, axis_name: str | None = None) -> int:
+    """Images of the whole batch, of which this device has `count`."""
+    return count if axis_name is None else count * jax.lax.axis_size(axis_name)
+
+
+def own_part(tree: Any, axis_name: str | None = None) -> Any:
+    """This device's rows of arrays that have one for each image of the whole batch; they divide equally."""
+    if axis_name is None:
+        return tree
+
+    def part(leaf):
+        count = leaf.shape[0] // jax.lax.axis_size(axis_name)
+        return jax.lax.dynamic_slice_in_dim(leaf, jax.lax.axis_index(axis_name) * count, count)
+
+    return jax.tree.map(part, tree)
 
 
 def each_image(function: Callable) -> Callable:

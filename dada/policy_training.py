@@ -10,7 +10,8 @@ the number of updates done; the random numbers of an update are a function of it
 With `batch_augmentation` M every image enters M times, each copy with its own augmentation; batch norm
 sees all copies as one batch, where the papers' M processes have statistics of their own. With `dtype`
 bfloat16 the network computes in that type; weights, momentum, statistics of batch norm, loss and the test
-stay float32. Under `jit` with a batch divided over devices the step is that of one device.
+stay float32. With `axis_name`, in `shard_map` without check_vma or in `pmap`, or under `jit` with a batch
+divided over devices, the step is that of one device.
 
 A schedule policy of E' epochs is stretched over the E epochs of the training: epoch e takes entry
 floor(e E' / E) (DDAS).
@@ -26,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dada import augment, op_table, policy, sampling, schedules, train_state
+from dada import augment, image_keys, op_table, policy, sampling, schedules, train_state
 
 POSITIONS = ("after_crop", "first")
 SCHEDULES = ("cosine", "step")
@@ -140,7 +141,11 @@ def learning_rate(config: Config, step: int | jax.Array) -> jax.Array:
 
 
 def network_input(
-    keys: Keys, config: Config, images: jax.Array, epoch: jax.Array | None
+    keys: Keys,
+    config: Config,
+    images: jax.Array,
+    epoch: jax.Array | None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Augments and normalises a batch in the order of the recipe.
 
@@ -149,6 +154,7 @@ def network_input(
       config: Config.
       images: uint8 [B, H, W, 3].
       epoch: integer scalar, epochs done; read by a schedule policy only.
+      axis_name: mapped axis over which the batch is divided, or None.
     Returns:
       float32 [B, H, W, 3].
     """
@@ -157,20 +163,22 @@ def network_input(
         if config.policy.kind == "sub_policies" and (config.policy.content.row < 0).all():
             return images  # no op at all: the plain baselines pay for none
         count, *image_size = images.shape[:3]
+        count = image_keys.whole_count(count, axis_name)
         draws = sampling.sample(keys.policy, config.policy, count, tuple(image_size), epoch)
+        draws = image_keys.own_part(draws, axis_name)
         op_ids = op_table.op_ids(policy.space(config.policy))
         return augment.apply_draws(images, draws, op_ids=op_ids)
 
     if config.policy_position == "first":
         images = apply_policy(images)
     if config.crop_padding:
-        images = augment.random_crop(keys.crop, images, config.crop_padding)
+        images = augment.random_crop(keys.crop, images, config.crop_padding, axis_name=axis_name)
     if config.flip:
-        images = augment.random_flip(keys.flip, images)
+        images = augment.random_flip(keys.flip, images, axis_name=axis_name)
     if config.policy_position == "after_crop":
         images = apply_policy(images)
     images = augment.normalize(images, config.mean, config.std)
-    return augment.random_cutout(keys.cutout, images, config.cutout_length)
+    return augment.random_cutout(keys.cutout, images, config.cutout_length, axis_name=axis_name)
 
 
 def step(
@@ -179,6 +187,7 @@ def step(
     state: train_state.TrainState,
     images: jax.Array,
     labels: jax.Array,
+    axis_name: str | None = None,
 ) -> tuple[train_state.TrainState, dict[str, jax.Array]]:
     """One update on a batch of bytes.
 
@@ -188,6 +197,8 @@ def step(
       state: train_state.TrainState.
       images: uint8 [B, H, W, 3].
       labels: int [B].
+      axis_name: mapped axis over which the batch is divided, for pmap. Every random number belongs to
+        one image of the whole batch, so the division changes nothing but rounding.
     Returns:
       (new TrainState, {"loss", "accuracy", "learning_rate"}): float32 scalars; loss and accuracy on
       the augmented batch, before the update.
@@ -201,7 +212,7 @@ def step(
     new_state, metrics = train_state.train_step(
         _in_dtype(config.apply, config.dtype),
         state,
-        network_input(keys, config, images, _policy_epoch(config, state.step)),
+        network_input(keys, config, images, _policy_epoch(config, state.step), axis_name),
         labels,
         rate,
         weight_decay=_weight_decays(config, state.params),
@@ -209,6 +220,7 @@ def step(
         nesterov=True,
         label_smoothing=config.label_smoothing,
         key=keys.network,
+        axis_name=axis_name,
     )
     return new_state, {**metrics, "learning_rate": jnp.asarray(rate, jnp.float32)}
 
@@ -219,21 +231,25 @@ def evaluate(
     images: jax.Array,
     labels: jax.Array,
     batch_size: int,
+    axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
     """Loss and number of right answers on a whole set, under the running statistics, in float32.
 
     Args:
       config: Config, static.
       state: train_state.TrainState; read only.
-      images: uint8 [N, H, W, 3].
+      images: uint8 [N, H, W, 3], all of them on every device.
       labels: int [N].
       batch_size: static; the images that fill up the last batch do not count.
+      axis_name: mapped axis whose devices share every batch, its size rounded up to equal parts.
     Returns:
       {"loss": float32 scalar, mean over the N images; "num_right": int32 scalar}.
     """
     count = labels.shape[0]
     batch_size = min(batch_size, count)
-    num_batches = -(-count // batch_size)
+    num_parts = image_keys.whole_count(1, axis_name)
+    part_size = -(-batch_size // num_parts)
+    num_batches = -(-count // (num_parts * part_size))
 
     def add_batch(totals, index):
         member = jnp.minimum(index, count - 1)
@@ -246,9 +262,10 @@ def evaluate(
         loss = loss + jnp.sum(jnp.where(counts, losses, 0.0))
         return (loss, num_right + jnp.sum(counts & is_right, dtype=jnp.int32)), None
 
-    index = jnp.arange(num_batches * batch_size).reshape(num_batches, batch_size)
+    index = image_keys.own_part(jnp.arange(num_parts * num_batches * part_size), axis_name)
     start = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
-    (loss, num_right), _ = jax.lax.scan(add_batch, start, index)
+    totals, _ = jax.lax.scan(add_batch, start, index.reshape(num_batches, part_size))
+    loss, num_right = totals if axis_name is None else jax.lax.psum(totals, axis_name)
     return {"loss": loss / count, "num_right": num_right}
 
 

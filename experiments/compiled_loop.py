@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments import devices
+
 
 def scans() -> bool:
     """Whether steps are scanned on the device: not on CPU."""
@@ -52,19 +54,42 @@ def _several(step: Callable, count: int) -> Callable:
     return run
 
 
+class Program:
+    """A function that is compiled at its first call, for arguments of the same shapes at all calls.
+
+    A class because it owns a compiled program, and the seconds that compiling took, 0 before.
+    """
+
+    def __init__(self, function: Callable):
+        self._function = function
+        self._program = None
+        self.seconds_compile = 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._program is None:
+            self._program, self.seconds_compile = compiled(self._function, *arguments)
+        return jax.block_until_ready(self._program(*arguments))
+
+
 class CompiledLoop:
-    """Compiled steps of one run, and the seconds that compiling took.
+    """Compiled steps of all runs of one task, and the seconds that compiling took.
 
     A class because it owns compiled programs, one for each number of steps that is scanned at once.
     `step` is (state, key, data) -> (state, metrics); `vmap_seeds` maps state and key over a leading axis
-    of seeds.
+    of seeds. With a mesh every device takes the step, on its own part of the batch, from replicated
+    arguments (`devices`).
     """
 
-    def __init__(self, step: Callable, *, vmap_seeds: bool = False):
+    def __init__(self, step: Callable, *, vmap_seeds: bool = False, mesh: jax.sharding.Mesh | None = None):
         self._step = step
         self.vmap_seeds = vmap_seeds
+        self._mesh = mesh
         self._programs = {}
-        self.seconds_compile = 0.0
+
+    @property
+    def seconds_compile(self) -> float:
+        """Seconds that compiling took so far."""
+        return sum(program.seconds_compile for program in self._programs.values())
 
     def run(self, state, key, data, count) -> Iterator[tuple[Any, Any, int]]:
         """Takes `count` steps. Yields (state, metrics with a leading axis of steps, steps in it)."""
@@ -83,9 +108,8 @@ class CompiledLoop:
                 function = lambda *arguments: _with_axis(self._step(*arguments))  # noqa: E731
             if self.vmap_seeds:
                 function = jax.vmap(function, in_axes=(0, 0, None))
-            self._programs[count], seconds = compiled(function, state, key, data)
-            self.seconds_compile += seconds
-        return jax.block_until_ready(self._programs[count](state, key, data))
+            self._programs[count] = Program(devices.divided(function, self._mesh))
+        return self._programs[count](state, key, data)
 
 
 def _with_axis(result):

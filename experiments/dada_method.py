@@ -1,7 +1,7 @@
 """What the search binary needs to know of DADA: its flags, settings, batches and report.
 
-A method is a module with `library` (init, step, extract_policy), `split` of the training images, `run`, and
-the functions of this one.
+A method is a module with `library` (init, step, extract_policy), `split` of the training images, `run`, the
+flags of the batches that several devices share, DIVIDED, and the functions of this one.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ FLAGS = flags.FLAGS
 library = dada_search
 run = search_run.run
 split = datasets.search_split
+DIVIDED = ("batch_size", "valid_batch_size")
 
 flags.DEFINE_enum("policy_space", "pairs", ("pairs", "slots"), "What the policy is made of.")
 flags.DEFINE_enum("estimator", "relax", dada_config.ESTIMATORS, "Estimator of the policy gradient.")

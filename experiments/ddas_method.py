@@ -16,6 +16,7 @@ FLAGS = flags.FLAGS
 library = ddas_search
 run = search_run.run
 split = datasets.search_split
+DIVIDED = ("batch_size", "valid_batch_size")
 
 flags.DEFINE_integer("num_policies", 3, "Policies sampled in a step, or for an image of it.", lower_bound=1)
 flags.DEFINE_integer("num_ops", 2, "Ops in a sampled policy.", lower_bound=1)

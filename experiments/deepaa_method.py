@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from absl import flags
 
 from dada import deepaa_config, deepaa_search, op_table, train_state
-from experiments import compiled_loop, datasets, deepaa_run, run_folder
+from experiments import compiled_loop, datasets, deepaa_run, devices, run_folder
 
 FLAGS = flags.FLAGS
 library = deepaa_search
+DIVIDED = ("num_points", "batch_size")
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(deepaa_config.Config)}
 _SPLIT_SEED = 0  # the same three parts for all seeds of a search
@@ -111,7 +113,7 @@ def config(
         apply=network.apply,
         space=space,
         stop_probability=FLAGS.stop_probability or None,
-        chunk_loop="scan" if compiled_loop.scans() else "python",
+        chunk_loop="scan" if compiled_loop.scans() or devices.mesh() is not None else "python",
         mean=tuple(dataset.mean.tolist()),
         std=tuple(dataset.std.tolist()),
         **{
@@ -150,7 +152,7 @@ def planted_levels(config: deepaa_config.Config, row: int) -> tuple[float, ...]:
     return tuple(float(level) for other, level in actions if other == row)[::-1]
 
 
-def run(task: Any, folders: dict[int, run_folder.RunFolder]) -> dict[int, Any]:
+def run(task: Any, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[int, Any]]:
     """`deepaa_run.run` with what the flags say of the proxy."""
     plan = deepaa_run.Plan(FLAGS.num_points, FLAGS.model, _proxy(task.dataset))
     return deepaa_run.run(plan, task, folders)

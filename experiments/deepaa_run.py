@@ -8,6 +8,7 @@ import functools
 import pathlib
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from dada import augment, deepaa_config, deepaa_search, policy, policy_table, policy_training, train_state
-from experiments import command_line, deepaa_figures, run_folder, search_loop, search_run, train_run
+from dada import (
+    augment,
+    deepaa_config,
+    deepaa_search,
+    image_keys,
+    policy,
+    policy_table,
+    policy_training,
+    train_state,
+)
+from experiments import (
+    command_line,
+    deepaa_figures,
+    devices,
+    run_folder,
+    search_loop,
+    search_run,
+    train_run,
+)
 
 _CHECKPOINT_STEPS = 16
 # Weight of a batch in the running statistics of the proxy, whose inference mode the search looks at.
@@ -97,7 +115,9 @@ def batches(
     )
 
 
-def run(plan: Plan, task: Any, folders: dict[int, run_folder.RunFolder]) -> dict[int, policy.Policy]:
+def run(
+    plan: Plan, task: Any, folders: dict[int, run_folder.RunFolder]
+) -> Iterator[tuple[int, policy.Policy]]:
     """Searches with all given seeds, one after the other, and fills their folders.
 
     Args:
@@ -105,13 +125,16 @@ def run(plan: Plan, task: Any, folders: dict[int, run_folder.RunFolder]) -> dict
       task: search_run.Task.
       folders: by seed; with checkpoints, the runs go on from the last one.
 
-    Returns:
-      The policies by seed.
+    Yields:
+      (seed, policy), of several processes in the first one only.
 
     Raises:
       command_line.Interrupted: the cosine of a step is not finite.
     """
-    return {seed: _run_one(plan, task, seed, folder) for seed, folder in folders.items()}
+    for seed, folder in folders.items():
+        found = _run_one(plan, task, seed, folder)
+        if devices.is_primary():
+            yield seed, found
 
 
 def _train_proxy(plan, task, seed, folder):
@@ -136,20 +159,20 @@ def _train_proxy(plan, task, seed, folder):
     if (own.latest_step() or 0) < steps_per_epoch * proxy.num_epochs:
         data = train_run.Data(*proxy.images, task.dataset.test_images, task.dataset.test_labels)
         sizes = {"batch_size": proxy.batch_size, "eval_batch_size": 500}
-        data = jax.tree.map(jnp.asarray, data)
-        train_run.run(
-            train_run.Task(config, (network, network_config), data, recipe=flags, **sizes), {seed: own}
-        )
+        data = devices.replicate(jax.tree.map(jnp.asarray, data), task.mesh)
+        model = (network, network_config)
+        proxy_task = train_run.Task(config, model, data, recipe=flags, mesh=task.mesh, **sizes)
+        list(train_run.run(proxy_task, {seed: own}))
     return path
 
 
 def _network(plan, task, seed, folder):
-    """Params, running statistics and test accuracy of the proxy."""
+    """Params and running statistics of the proxy, and its folder."""
     path = plan.proxy.folder or _train_proxy(plan, task, seed, folder)
     network, network_config = task.model
     start = jax.eval_shape(lambda: train_state.init(*network.init(jax.random.key(0), network_config)))
     trained = run_folder.RunFolder(path).restore(start)
-    return trained.params, trained.batch_stats, run_folder.read_metrics(path)[-1]["test_accuracy"]
+    return trained.params, trained.batch_stats, path
 
 
 def _start(config, key, params, batch_stats, num_layers):
@@ -162,7 +185,7 @@ def _start(config, key, params, batch_stats, num_layers):
 def _run_one(plan, task, seed, folder):
     config = task.config
     start_time = time.perf_counter()
-    params, batch_stats, proxy_accuracy = _network(plan, task, seed, folder)
+    params, batch_stats, proxy_path = _network(plan, task, seed, folder)
     seconds_proxy = time.perf_counter() - start_time
     search_key, data_key = jax.random.split(jax.random.key(seed))
     done = folder.latest_step() or 0
@@ -170,29 +193,31 @@ def _run_one(plan, task, seed, folder):
     state = _start(config, search_key, params, batch_stats, num_layers)
     if done:
         state = folder.restore(state, done)
+    state, data_key = devices.replicate((state, data_key), task.mesh)
     folder.clean(done)
     lines = run_folder.read_metrics(folder.path)
     seconds = lines[-1]["seconds"] if lines else 0.0
 
     num_classes = task.dataset.num_classes
     tables = tuple(class_table(np.asarray(half.labels), num_classes) for half in task.data)
+    tables = devices.replicate(tables, task.mesh)
     sizes = {"num_points": plan.num_points, "num_valid": task.sizes[1]}
-    step = deepaa_search.step
+    step = devices.divided(functools.partial(_step, config, devices.axis_name(task.mesh)), task.mesh)
     if config.chunk_loop == "scan":
-        step = jax.jit(step, static_argnums=0)
+        step = jax.jit(step)
 
     def search_step(state):
-        return jax.block_until_ready(
-            step(config, state, *batches(data_key, task.data, tables, state.step, **sizes))
-        )
+        return jax.block_until_ready(step(state, batches(data_key, task.data, tables, state.step, **sizes)))
 
     total = min(config.num_layers * config.updates_per_layer, task.max_steps or np.inf)
-    with tqdm.tqdm(total=int(total), initial=done, unit="step", dynamic_ncols=True) as bar:
+    quiet = not devices.is_primary()
+    with tqdm.tqdm(total=int(total), initial=done, unit="step", dynamic_ncols=True, disable=quiet) as bar:
         while done < total:
             if done and done % config.updates_per_layer == 0:
-                if deepaa_search.is_done(config, state):
+                finished = devices.local(state, task.mesh)
+                if deepaa_search.is_done(config, finished):
                     break
-                state = deepaa_search.next_layer(config, state)
+                state = devices.replicate(deepaa_search.next_layer(config, finished), task.mesh)
             start_time = time.perf_counter()
             state, metrics = search_step(state)
             seconds += time.perf_counter() - start_time
@@ -209,6 +234,10 @@ def _run_one(plan, task, seed, folder):
             if done % _CHECKPOINT_STEPS == 0 or done % config.updates_per_layer == 0 or done == total:
                 folder.save(done, state)
 
+    ratio = _plain_step_ratio(plan, task, state, search_step)
+    if not devices.is_primary():
+        return None
+    state = devices.local(state, task.mesh)
     found = deepaa_search.extract_policy(
         config,
         state,
@@ -220,23 +249,42 @@ def _run_one(plan, task, seed, folder):
     timing = {
         "seconds_run": seconds,
         "seconds_proxy": seconds_proxy,
-        "plain_step_ratio": _plain_step_ratio(plan, task, state, search_step),
+        "plain_step_ratio": ratio,
         "seeds_at_once": 1,
     }
-    folder.write_summary({**_summary(task, folder, state, found), "proxy_accuracy": proxy_accuracy, **timing})
+    accuracy = run_folder.read_metrics(proxy_path)[-1]["test_accuracy"]
+    folder.write_summary({**_summary(task, folder, state, found), "proxy_accuracy": accuracy, **timing})
     deepaa_figures.draw_run(folder.path)
     return found
+
+
+def _step(config, axis_name, state, points):
+    """The step on the data points, or on this device's part of them."""
+    return deepaa_search.step(config, state, *image_keys.own_part(points, axis_name), axis_name=axis_name)
 
 
 def _plain_step_ratio(plan, task, state, search_step, rounds=3):
     """Seconds of an update of the last layer over those of a training step of the same network, medians."""
     batch = jax.tree.map(lambda leaf: leaf[: plan.proxy.batch_size], plan.proxy.images)
     inputs = augment.normalize(jnp.asarray(batch.images), task.config.mean, task.config.std)
-    plain = jax.jit(functools.partial(train_state.train_step, task.config.apply, weight_decay=5e-4))
+    batch = devices.replicate((inputs, jnp.asarray(batch.labels)), task.mesh)
+    axis_name = devices.axis_name(task.mesh)
+
+    def plain_step(train, batch):
+        return train_state.train_step(
+            task.config.apply,
+            train,
+            *image_keys.own_part(batch, axis_name),
+            0.1,
+            weight_decay=5e-4,
+            axis_name=axis_name,
+        )
+
+    plain = jax.jit(devices.divided(plain_step, task.mesh))
     train = train_state.init(state.params, state.batch_stats)
     programs = (
         lambda: search_step(state),
-        lambda: jax.block_until_ready(plain(train, inputs, jnp.asarray(batch.labels), 0.1)),
+        lambda: jax.block_until_ready(plain(train, batch)),
     )
     seconds = ([], [])
     for count in range(rounds + 1):

@@ -7,6 +7,8 @@ from absl import flags
 
 from experiments import datasets
 
+FLAGS = flags.FLAGS
+
 flags.DEFINE_string("run_dir", None, "Folder for everything that the run writes; new or empty.")
 flags.DEFINE_bool("resume", False, "Go on with a run that was interrupted, from its last checkpoint.")
 flags.DEFINE_string(
@@ -14,6 +16,10 @@ flags.DEFINE_string(
     None,
     "Folder of compiled programs, for faster starts; empty for none. Default: dada/jax in the user's cache.",
 )
+flags.DEFINE_integer("num_devices", None, "Devices that share every batch. Default: all.", lower_bound=1)
+flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, for a run of several processes.")
+flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
 flags.DEFINE_integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", lower_bound=1)
 

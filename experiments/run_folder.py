@@ -14,6 +14,9 @@ it. `read_flags`, `read_metrics` and `read_summary` are for programs that look a
 A run can be killed at any moment: a JSON file is replaced in one step, a checkpoint gets its name
 by a rename after its last byte, and a resumed run drops the metric lines beyond its checkpoint and
 a line that was cut off.
+
+Of several processes (`devices`) the first one writes, and all of them open the folder and take part in
+checkpoints.
 """
 
 import contextlib
@@ -32,8 +35,10 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from experiments import devices
+
 # A resumed run may have other values of these than its first start.
-FREE_FLAGS = ("resume", "run_dir", "max_steps", "download", "compilation_cache_dir")
+FREE_FLAGS = ("resume", "run_dir", "max_steps", "download", "compilation_cache_dir", "num_devices")
 _CHECKPOINTS_KEPT = 2
 _FIRST_FILES = {"environment.json", "environment.json.part", "flags.txt.part"}
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
@@ -59,20 +64,31 @@ def create(path, flags, *, resume=False):
     path = pathlib.Path(path)
     if resume:
         _check_same_flags(path, flags)
-        folder = RunFolder(path)
+    # A start that was killed before flags.txt has left nothing to lose.
+    elif path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - _FIRST_FILES):
+        raise ValueError(f"{path} is not an empty folder: choose another, or add --resume")
+    lines = _flag_lines(flags)
+    devices.barrier(f"{path}: checked")  # by all processes, before the first one changes it
+    folder = RunFolder(path)
+    if devices.is_primary():
+        _open(folder, lines, resume)
+    devices.barrier(f"{path}: open")
+    return folder
+
+
+def _open(folder, flag_lines, resume):
+    """The first files of a run, or those of a resumed one as they were at its last checkpoint."""
+    path = folder.path
+    if resume:
         folder.clean()
         first = json.loads((path / "environment.json").read_text())
         first.setdefault("resumed", []).append(environment())
         _write_json(path / "environment.json", first)
-        return folder
-    # A start that was killed before flags.txt has left nothing to lose.
-    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - _FIRST_FILES):
-        raise ValueError(f"{path} is not an empty folder: choose another, or add --resume")
+        return
     path.mkdir(parents=True, exist_ok=True)
     _write_json(path / "environment.json", environment())
     # Last, because a folder with flags.txt can be resumed.
-    _replace(path / "flags.txt", "".join(f"{line}\n" for line in _flag_lines(flags)))
-    return RunFolder(path)
+    _replace(path / "flags.txt", "".join(f"{line}\n" for line in flag_lines))
 
 
 class RunFolder:
@@ -97,6 +113,8 @@ class RunFolder:
           metrics: mapping from name to a number, string or array; a number that is not finite
             becomes null.
         """
+        if not devices.is_primary():
+            return
         line = json.dumps(_to_json({"step": step, **metrics}), allow_nan=False)
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(line + "\n")
@@ -106,7 +124,7 @@ class RunFolder:
         _write_json(self.path / "summary.json", summary)
 
     def save(self, step, tree):
-        """Saves a checkpoint and deletes all but the last two.
+        """Saves a checkpoint and deletes all but the last two; called by all processes.
 
         Args:
           step: number of steps done; a checkpoint of the same step is replaced.
@@ -114,8 +132,9 @@ class RunFolder:
         """
         with _quiet():
             ocp.save(self._checkpoints / str(step), tree, overwrite=True)
-        for old in self._steps()[:-_CHECKPOINTS_KEPT]:
-            shutil.rmtree(self._checkpoints / str(old))
+        if devices.is_primary():
+            for old in self._steps()[:-_CHECKPOINTS_KEPT]:
+                shutil.rmtree(self._checkpoints / str(old))
 
     def latest_step(self):
         """The step of the newest whole checkpoint, or None."""
@@ -126,7 +145,7 @@ class RunFolder:
 
         Args:
           abstract_tree: pytree of arrays or jax.ShapeDtypeStruct with the structure, shapes and
-            types of the saved one; a leaf without a sharding goes to the first device.
+            types of the saved one; a leaf without a sharding goes to this process's first device.
           step: which of the last two; the newest if not given.
 
         Returns:
@@ -152,6 +171,8 @@ class RunFolder:
 
     def clean(self, last=None):
         """Deletes half-written checkpoints, and metrics after step `last` (the newest checkpoint)."""
+        if not devices.is_primary():
+            return
         for half_written in self._checkpoints.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(half_written)
         last = (self.latest_step() or 0) if last is None else last
@@ -166,13 +187,14 @@ class RunFolder:
 
 def environment():
     """What a run depends on besides its flags: versions, devices, commit, time."""
-    devices = jax.devices()
+    all_devices = jax.devices()
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        "platform": devices[0].platform,
-        "device_kind": devices[0].device_kind,
-        "device_count": len(devices),
+        "platform": all_devices[0].platform,
+        "device_kind": all_devices[0].device_kind,
+        "device_count": len(all_devices),
+        "process_count": jax.process_count(),
         "cpu_count": os.cpu_count(),
         "git_commit": _git_commit(),
         "start_time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -284,7 +306,7 @@ def _replace(path, text):
 def _with_sharding(leaf):
     if not isinstance(leaf, jax.ShapeDtypeStruct | jax.Array):
         return leaf
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 

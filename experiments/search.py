@@ -24,6 +24,7 @@ from experiments import (
     datasets,
     ddas_method,
     deepaa_method,
+    devices,
     planting,
     run_flags,
     search_loop,
@@ -79,7 +80,7 @@ def resolve_flags() -> dict[str, Any]:
         if FLAGS[flag].value is None or FLAGS[flag].using_default_value:
             setattr(FLAGS, flag, value)
     own = FLAGS.get_key_flags_for_module(__name__)
-    return {flag.name: flag.value for flag in own if flag.name not in others}
+    return {flag.name: flag.value for flag in own if flag.name not in {*others, *devices.PROCESS_FLAGS}}
 
 
 def _planted_op(text: str | None, config: Any) -> tuple[str, float] | None:
@@ -114,6 +115,8 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
     for flag, count in (("batch_size", len(train_indices)), ("valid_batch_size", len(valid_indices))):
         if getattr(FLAGS, flag) > count:
             raise ValueError(f"--{flag}={getattr(FLAGS, flag)}: the search has only {count} such images")
+    for flag in _method().DIVIDED:
+        devices.check_batch(flag)
     size = dataset.train_images.shape[1:3]
     if size[0] != size[1] and "Rotate90" in [row.name for row in space.rows]:
         raise ValueError(f"search space: Rotate90 needs square images, got {size[0]} x {size[1]}")
@@ -126,21 +129,24 @@ def _task(dataset: datasets.Dataset) -> search_run.Task:
     if planted_op:
         images = planting.plant(*planted_op, data.valid.images)
         data = data._replace(valid=data.valid._replace(images=images))
+    mesh = devices.mesh()
     return search_run.Task(
         method=_method(),
         config=config,
         model=(network, network_config),
         dataset=dataset,
-        data=data,
+        data=devices.replicate(data, mesh),
         sizes=(FLAGS.batch_size, FLAGS.valid_batch_size),
         planted=planted_op,
         max_steps=FLAGS.max_steps,
+        mesh=mesh,
     )
 
 
 def main(arguments: list[str]) -> None:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
+    devices.start()
     compilation_cache.use(FLAGS.compilation_cache_dir)
     resolved = resolve_flags()
     task = _task(datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download, FLAGS.image_size))
@@ -152,12 +158,10 @@ def main(arguments: list[str]) -> None:
         resolved,
         resume=FLAGS.resume,
     )
-    for group in seeds.groups(folders):
-        results = _method().run(task, group)
-        for seed, found in results.items():
-            folder = folders[seed]
-            print(f"\nseed {seed}\n{policy_table.format_table(found)}")
-            print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}")
+    for seed, found in _method().run(task, folders):
+        folder = folders[seed]
+        print(f"\nseed {seed}\n{policy_table.format_table(found)}")
+        print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The search step on the two halves of a data set that lies on the device, and its cost in plain steps."""
 
-import functools
 import statistics
 import time
 from types import ModuleType
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dada import augment, train_state
+from dada import augment, image_keys, train_state
 from experiments import compiled_loop
 
 
@@ -43,28 +42,36 @@ def random_indices(key: jax.Array, step: jax.Array, count: int, size: int) -> ja
 
 
 def batches(
-    method: ModuleType, config: Any, key: jax.Array, data: Data, step: jax.Array, sizes: tuple[int, int]
+    method: ModuleType,
+    config: Any,
+    key: jax.Array,
+    data: Data,
+    step: jax.Array,
+    sizes: tuple[int, int],
+    axis_name: str | None = None,
 ) -> Data:
-    """Training and validation batch of a step, a pure function of the step."""
+    """Training and validation batch of a step, or this device's part of them: a pure function of the step."""
     train_key, valid_key = jax.random.split(key)
     train_count, valid_count = (half.labels.shape[0] for half in data)
     indices = (
         random_indices(train_key, step, train_count, sizes[0]),
         method.valid_indices(config, valid_key, step, valid_count, sizes[1]),
     )
+    indices = image_keys.own_part(indices, axis_name)
     return Data(
         *(train_state.Batch(half.images[index], half.labels[index]) for half, index in zip(data, indices))
     )
 
 
-def search_step(method, config, sizes, state, key, data):
+def search_step(method, config, sizes, state, key, data, axis_name=None):
     """The step of a method on the batches of the state's own step count."""
-    return method.library.step(config, state, *batches(method, config, key, data, state.train.step, sizes))
+    both = batches(method, config, key, data, state.train.step, sizes, axis_name)
+    return method.library.step(config, state, *both, axis_name=axis_name)
 
 
-def plain_step(method, config, sizes, state, key, data):
+def plain_step(method, config, sizes, state, key, data, axis_name=None):
     """The yardstick: one plain training step of the same network on the same batch."""
-    batch = batches(method, config, key, data, state.train.step, sizes).train
+    batch = batches(method, config, key, data, state.train.step, sizes, axis_name).train
     train, metrics = train_state.train_step(
         config.apply,
         state.train,
@@ -75,21 +82,21 @@ def plain_step(method, config, sizes, state, key, data):
         momentum_decay=config.momentum_decay,
         clip_norm=config.clip_norm,
         key=state.key,
+        axis_name=axis_name,
     )
     return state._replace(train=train), metrics
 
 
-def plain_step_ratio(method, config, sizes, search, state, key, data, rounds: int = 3) -> float:
+def plain_step_ratio(search, plain, steps_per_epoch, state, key, data, rounds: int = 3) -> float:
     """Seconds of a search step over those of a plain training step, alternating, median of `rounds`.
 
     Args:
       search: the compiled_loop.CompiledLoop of the search itself.
+      plain: that of `plain_step`.
+      steps_per_epoch: steps that an accelerator takes at once.
       rounds: each round times one search step and two plain steps (on an accelerator, scans of them).
     """
-    count = config.steps_per_epoch if compiled_loop.scans() else 1
-    plain = compiled_loop.CompiledLoop(
-        functools.partial(plain_step, method, config, sizes), vmap_seeds=search.vmap_seeds
-    )
+    count = steps_per_epoch if compiled_loop.scans() else 1
     seconds = {search: [], plain: []}
     for program, repeats in ((search, 0), (plain, 0), *((search, 1), (plain, 2)) * rounds):
         if not repeats:  # compile, and touch all memory once

@@ -4,6 +4,7 @@ import functools
 import pathlib
 import statistics
 import time
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -12,7 +13,16 @@ import numpy as np
 import tqdm
 
 from dada import policy, policy_table
-from experiments import command_line, compiled_loop, datasets, plot, run_folder, search_loop, seeds
+from experiments import (
+    command_line,
+    compiled_loop,
+    datasets,
+    devices,
+    plot,
+    run_folder,
+    search_loop,
+    seeds,
+)
 
 _SOURCE = "found by this project's search"
 
@@ -24,10 +34,11 @@ class Task(NamedTuple):
     config: Any
     model: tuple[ModuleType, Any]  # from models.by_name
     dataset: datasets.Dataset
-    data: search_loop.Data
+    data: search_loop.Data  # on all devices
     sizes: tuple[int, int]  # training and validation images per step
     planted: tuple[str, float] | None  # op and value on every validation image
     max_steps: int | None
+    mesh: jax.sharding.Mesh | None  # the devices that share every batch, from `devices.mesh`
 
 
 def _start(task: Task, seed: int) -> tuple[Any, jax.Array]:
@@ -38,19 +49,35 @@ def _start(task: Task, seed: int) -> tuple[Any, jax.Array]:
     return task.method.library.init(search_key, task.config, params, batch_stats), data_key
 
 
-def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, policy.Policy]:
-    """Searches with all given seeds at once and fills their folders.
+def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[int, policy.Policy]]:
+    """Searches with all given seeds, as `seeds.groups` says, and fills their folders.
 
     Args:
       task: what to search.
-      folders: by seed; with checkpoints, the runs go on from the last step that all of them have.
+      folders: by seed; with checkpoints, the runs go on from the last step that all of a group have.
 
-    Returns:
-      The policies by seed.
+    Yields:
+      (seed, policy), of several processes in the first one only.
 
     Raises:
       command_line.Interrupted: the loss of a seed is not finite.
     """
+    groups = seeds.groups(folders)
+    search, plain = (
+        compiled_loop.CompiledLoop(
+            functools.partial(
+                step, task.method, task.config, task.sizes, axis_name=devices.axis_name(task.mesh)
+            ),
+            vmap_seeds=len(groups[0]) > 1,
+            mesh=task.mesh,
+        )
+        for step in (search_loop.search_step, search_loop.plain_step)
+    )
+    for group in groups:
+        yield from _run_at_once(task, search, plain, group)
+
+
+def _run_at_once(task, loop, plain, folders):
     config, count = task.config, len(folders)
     states, data_keys = zip(*(_start(task, seed) for seed in folders))
     first = min(folder.latest_step() or 0 for folder in folders.values())
@@ -59,15 +86,16 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, polic
     for folder in folders.values():
         folder.clean(first)
     is_vmapped = count > 1
-    state, key = (seeds.stack(states), seeds.stack(data_keys)) if is_vmapped else (states[0], data_keys[0])
+    start = (seeds.stack(states), seeds.stack(data_keys)) if is_vmapped else (states[0], data_keys[0])
+    state, key = devices.replicate(start, task.mesh)
 
-    step = functools.partial(search_loop.search_step, task.method, config, task.sizes)
-    loop = compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped)
+    compiled_before = loop.seconds_compile
     total = min(config.num_epochs * config.steps_per_epoch, task.max_steps or np.inf)
     lines = [run_folder.read_metrics(folder.path) for folder in folders.values()]
     seconds_before = lines[0][-1]["seconds"] if lines[0] else 0.0
     done, seconds = first, 0.0
-    with tqdm.tqdm(total=int(total), initial=first, unit="step", dynamic_ncols=True) as bar:
+    quiet = not devices.is_primary()
+    with tqdm.tqdm(total=int(total), initial=first, unit="step", dynamic_ncols=True, disable=quiet) as bar:
         while done < total:
             steps = int(min(config.steps_per_epoch - done % config.steps_per_epoch, total - done))
             compiled = loop.seconds_compile
@@ -76,7 +104,7 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, polic
                 state = after
                 elapsed = seconds_before + seconds + time.perf_counter() - start
                 elapsed -= loop.seconds_compile - compiled
-                metrics = jax.tree.map(np.asarray, metrics if is_vmapped else seeds.stack([metrics]))
+                metrics = seeds.rows(metrics, is_vmapped)
                 _log(folders, metrics, done, elapsed)
                 done += taken
                 bar.update(taken)
@@ -85,22 +113,24 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, polic
             for folder, one in zip(folders.values(), seeds.each(state, count) if is_vmapped else [state]):
                 folder.save(done, one)
 
-    ratio = search_loop.plain_step_ratio(task.method, config, task.sizes, loop, state, key, task.data)
-    found = {}
+    ratio = search_loop.plain_step_ratio(loop, plain, config.steps_per_epoch, state, key, task.data)
+    if not devices.is_primary():
+        return
+    state = devices.local(state, task.mesh)
     for (seed, folder), one in zip(folders.items(), seeds.each(state, count) if is_vmapped else [state]):
-        found[seed] = task.method.library.extract_policy(
+        found = task.method.library.extract_policy(
             config, one, seed=seed, data_set=pathlib.Path(task.dataset.name).stem, source=_SOURCE
         )
-        policy.save(folder.policy_path, found[seed])
+        policy.save(folder.policy_path, found)
         timing = {
-            "seconds_compile": loop.seconds_compile,
+            "seconds_compile": loop.seconds_compile - compiled_before,
             "seconds_run": seconds_before + seconds,
             "plain_step_ratio": ratio,
             "seeds_at_once": count,
         }
-        folder.write_summary({**_summary(task, folder, one, found[seed]), **timing})
+        folder.write_summary({**_summary(task, folder, one, found), **timing})
         plot.draw(folder.path, task.dataset, task.data.valid.images if task.planted else None)
-    return found
+        yield seed, found
 
 
 def _log(folders, metrics, done, seconds):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import compiled_loop, run_folder
 
@@ -49,6 +50,12 @@ def groups(folders: dict[int, run_folder.RunFolder]) -> list[dict[int, run_folde
 def stack(trees):
     """Trees of equal structure as one, with a leading axis of seeds."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def rows(metrics, is_stacked: bool):
+    """Metrics as NumPy arrays with a leading axis of seeds, which those of one seed alone do not have."""
+    arrays = jax.tree.map(np.asarray, metrics)
+    return arrays if is_stacked else jax.tree.map(lambda leaf: leaf[None], arrays)
 
 
 def each(tree, count: int) -> list:

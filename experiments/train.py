@@ -22,6 +22,7 @@ from experiments import (
     command_line,
     compilation_cache,
     datasets,
+    devices,
     named_policy,
     planting,
     run_flags,
@@ -61,7 +62,7 @@ flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "In which the net
 # Flags that say where and how long, not what was trained.
 NOT_RECIPE = (
     *("run_dir", "resume", "seed", "num_seeds", "data_dir", "download", "smoke"),
-    "compilation_cache_dir",
+    *("compilation_cache_dir", "num_devices"),
 )
 
 
@@ -72,7 +73,8 @@ def resolve_flags() -> dict[str, Any]:
     for flag, value in defaults.items():
         if getattr(FLAGS, flag) is None:
             setattr(FLAGS, flag, value)
-    return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+    own = FLAGS.get_key_flags_for_module(__name__)
+    return {flag.name: flag.value for flag in own if flag.name not in devices.PROCESS_FLAGS}
 
 
 def _plant(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -115,6 +117,7 @@ def _task(dataset: datasets.Dataset, resolved: dict[str, Any]) -> train_run.Task
     count, *image_size = dataset.train_images.shape[:3]
     if FLAGS.batch_size > count:
         raise ValueError(f"--batch_size={FLAGS.batch_size}: {dataset.name} has only {count} training images")
+    devices.check_batch("batch_size")
     try:
         module, model_config = models.by_name(FLAGS.model, dataset.num_classes, max(image_size))
         train_run.num_parameters((module, model_config))
@@ -152,13 +155,15 @@ def _task(dataset: datasets.Dataset, resolved: dict[str, Any]) -> train_run.Task
             )
         },
     )
+    mesh = devices.mesh()
     return train_run.Task(
         config=config,
         model=(module, model_config),
-        data=train_run.to_device(dataset),
+        data=devices.replicate(train_run.to_device(dataset), mesh),
         batch_size=FLAGS.batch_size,
         eval_batch_size=FLAGS.eval_batch_size,
         recipe={name: value for name, value in resolved.items() if name not in NOT_RECIPE},
+        mesh=mesh,
     )
 
 
@@ -176,6 +181,7 @@ def _report(seed: int, summary: dict[str, Any], folder) -> str:
 def main(arguments: list[str]) -> None:
     if arguments:
         raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
+    devices.start()
     compilation_cache.use(FLAGS.compilation_cache_dir)
     resolved = resolve_flags()
     dataset = datasets.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.download, FLAGS.image_size)
@@ -193,9 +199,8 @@ def main(arguments: list[str]) -> None:
         resolved,
         resume=FLAGS.resume,
     )
-    for group in seeds.groups(folders):
-        for seed, summary in train_run.run(task, group).items():
-            print(_report(seed, summary, folders[seed]))
+    for seed, summary in train_run.run(task, folders):
+        print(_report(seed, summary, folders[seed]))
 
 
 if __name__ == "__main__":

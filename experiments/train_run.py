@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from dada import policy, policy_table, policy_training, train_state
-from experiments import command_line, compiled_loop, datasets, run_folder, seeds, train_plot
+from dada import image_keys, policy, policy_table, policy_training, train_state
+from experiments import command_line, compiled_loop, datasets, devices, run_folder, seeds, train_plot
 
 
 class Data(NamedTuple):
@@ -28,10 +29,11 @@ class Task(NamedTuple):
 
     config: policy_training.Config
     model: tuple[Any, Any]  # module of dada.models and its Config
-    data: Data
+    data: Data  # on all devices
     batch_size: int
     eval_batch_size: int
     recipe: dict[str, Any]  # the flags that say what was trained, for the summary
+    mesh: jax.sharding.Mesh | None  # the devices that share every batch, from `devices.mesh`
 
 
 def to_device(dataset: datasets.Dataset) -> Data:
@@ -42,15 +44,36 @@ def to_device(dataset: datasets.Dataset) -> Data:
     )
 
 
-def train_step(config, batch_size, state, key, data):
+def train_step(config, batch_size, state, key, data, axis_name=None):
     """`policy_training.step` on the batch of the state's own step count; a pass drops its last part."""
     order_key, step_key = jax.random.split(key)
     index = compiled_loop.shuffled_indices(
         order_key, state.step, data.train_labels.shape[0], batch_size, config.steps_per_epoch
     )
+    index = image_keys.own_part(index, axis_name)
     return policy_training.step(
-        step_key, config, state, data.train_images[index], data.train_labels[index]
+        step_key, config, state, data.train_images[index], data.train_labels[index], axis_name
     )
+
+
+def _loop(task: Task, is_vmapped: bool) -> compiled_loop.CompiledLoop:
+    step = functools.partial(train_step, task.config, task.batch_size, axis_name=devices.axis_name(task.mesh))
+    return compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped, mesh=task.mesh)
+
+
+def _test(task: Task, is_vmapped: bool) -> compiled_loop.Program:
+    def test(state, data):
+        return policy_training.evaluate(
+            task.config,
+            state,
+            data.test_images,
+            data.test_labels,
+            task.eval_batch_size,
+            devices.axis_name(task.mesh),
+        )
+
+    function = jax.vmap(test, in_axes=(0, None)) if is_vmapped else test
+    return compiled_loop.Program(devices.divided(function, task.mesh))
 
 
 def _start(task: Task, seed: int) -> tuple[train_state.TrainState, jax.Array]:
@@ -73,8 +96,8 @@ def smoke(task: Task, seed: int) -> list[float]:
     Raises:
       command_line.Interrupted: a loss is not finite.
     """
-    state, key = _start(task, seed)
-    loop = compiled_loop.CompiledLoop(functools.partial(train_step, task.config, task.batch_size))
+    state, key = devices.replicate(_start(task, seed), task.mesh)
+    loop = _loop(task, is_vmapped=False)
     losses = []
     for number in (1, 2):
         for after, metrics, _ in loop.run(state, key, task.data, 1):
@@ -85,19 +108,26 @@ def smoke(task: Task, seed: int) -> list[float]:
     return losses
 
 
-def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, dict[str, Any]]:
-    """Trains with all given seeds at once and fills their folders.
+def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Trains with all given seeds, as `seeds.groups` says, and fills their folders.
 
     Args:
       task: what to train.
-      folders: by seed; with checkpoints, the runs go on after the last epoch that all of them have.
+      folders: by seed; with checkpoints, the runs go on after the last epoch that all of a group have.
 
-    Returns:
-      The summaries by seed.
+    Yields:
+      (seed, summary), of several processes in the first one only.
 
     Raises:
       command_line.Interrupted: the loss of a seed is not finite.
     """
+    groups = seeds.groups(folders)
+    loop, test = (make(task, is_vmapped=len(groups[0]) > 1) for make in (_loop, _test))
+    for group in groups:
+        yield from _run_at_once(task, loop, test, group)
+
+
+def _run_at_once(task, loop, test, folders):
     config, count = task.config, len(folders)
     states, keys = zip(*(_start(task, seed) for seed in folders))
     done = min(folder.latest_step() or 0 for folder in folders.values())
@@ -105,30 +135,33 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, dict[
         states = [folder.restore(state, done) for folder, state in zip(folders.values(), states)]
     for folder in folders.values():
         folder.clean(done)
-        policy.save(folder.policy_path, config.policy)
+        if devices.is_primary():
+            policy.save(folder.policy_path, config.policy)
     is_vmapped = count > 1
-    state, key = (seeds.stack(states), seeds.stack(keys)) if is_vmapped else (states[0], keys[0])
+    start = (seeds.stack(states), seeds.stack(keys)) if is_vmapped else (states[0], keys[0])
+    state, key = devices.replicate(start, task.mesh)
 
-    step = functools.partial(train_step, config, task.batch_size)
-    loop = compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped)
-    test, seconds_compile_test = _compiled_test(task, state, is_vmapped)
+    def seconds_compile():
+        return loop.seconds_compile + test.seconds_compile
+
+    compiled_before = seconds_compile()
     lines = run_folder.read_metrics(next(iter(folders.values())).path)
     seconds = lines[-1]["seconds"] if lines else 0.0
     total = config.num_epochs * config.steps_per_epoch
-    with tqdm.tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) as bar:
+    quiet = not devices.is_primary()
+    with tqdm.tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, disable=quiet) as bar:
         for epoch in range(done // config.steps_per_epoch + 1, config.num_epochs + 1):
-            start, compiled = time.perf_counter(), loop.seconds_compile
+            start, compiled = time.perf_counter(), seconds_compile()
             parts = []
             for after, metrics, taken in loop.run(state, key, task.data, config.steps_per_epoch):
                 state = after
-                parts.append(jax.tree.map(np.asarray, metrics if is_vmapped else seeds.stack([metrics])))
+                parts.append(seeds.rows(metrics, is_vmapped))
                 _require_finite(folders, parts[-1]["loss"], done)
                 done += taken
                 bar.update(taken)
-            seconds_train = time.perf_counter() - start - (loop.seconds_compile - compiled)
-            result = test(state, task.data)
-            result = jax.tree.map(np.asarray, result if is_vmapped else seeds.stack([result]))
-            seconds += time.perf_counter() - start - (loop.seconds_compile - compiled)
+            seconds_train = time.perf_counter() - start - (seconds_compile() - compiled)
+            result = seeds.rows(test(state, task.data), is_vmapped)
+            seconds += time.perf_counter() - start - (seconds_compile() - compiled)
             timing = {"seconds": round(seconds, 3), "seconds_train": round(seconds_train, 3)}
             of_steps = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
             for index, folder in enumerate(folders.values()):
@@ -138,18 +171,10 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> dict[int, dict[
                 folder.save(done, one)
             bar.set_postfix_str(f"loss {of_steps['loss'].mean():.3f} test {line['test_accuracy']:.4f}")
 
-    timing = {"seconds_compile": loop.seconds_compile + seconds_compile_test, "seeds_at_once": count}
-    return {seed: _finish(task, folder, timing) for seed, folder in folders.items()}
-
-
-def _compiled_test(task, state, is_vmapped):
-    def test(state, data):
-        return policy_training.evaluate(
-            task.config, state, data.test_images, data.test_labels, task.eval_batch_size
-        )
-
-    function = jax.vmap(test, in_axes=(0, None)) if is_vmapped else test
-    return compiled_loop.compiled(function, state, task.data)
+    timing = {"seconds_compile": seconds_compile() - compiled_before, "seeds_at_once": count}
+    if devices.is_primary():
+        for seed, folder in folders.items():
+            yield seed, _finish(task, folder, timing)
 
 
 def _require_finite(folders, losses, done):

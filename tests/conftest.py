@@ -1,4 +1,7 @@
-"""Settings of the whole test run: eight CPU devices, quick compilation, absl flags without a command line."""
+"""Settings of the whole test run: eight CPU devices, quick compilation, absl flags without a command line.
+
+Binaries that run in this process use one of the devices unless a test asks for more.
+"""
 
 import os
 
@@ -12,6 +15,8 @@ import jax
 import pytest
 from absl import flags
 
+from experiments import run_flags
+
 # Where pixels are compared, the compiler must do all that it does to users.
 OPTIMIZED = ("color_ops_test", "spatial_ops_test", "augment_test", "op_table_test", "verify_ops_test")
 
@@ -19,6 +24,7 @@ OPTIMIZED = ("color_ops_test", "spatial_ops_test", "augment_test", "op_table_tes
 def pytest_configure(config):
     del config
     flags.FLAGS.mark_as_parsed()
+    run_flags.FLAGS.set_default("num_devices", 1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import quick_jit
+from bright_squares import batch
 from dada_problem import (
     SPACE,
     apply,
-    batch,
     config,
     drawn,
     jitted_gradients,

@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-import numpy as np
 import quick_jit
+from bright_squares import CLASSES
 
 from dada import (
     augment,
@@ -19,7 +19,6 @@ from dada import (
     train_state,
 )
 
-SIZE, BATCH, CLASSES = 8, 16, 3
 # Few ops, so that the step compiles quickly; "strength" by name, for extraction.
 FULL = op_table.search_space("strength")
 OPS = ("ShearX", "Invert", "Brightness", "Cutout")
@@ -44,16 +43,6 @@ def network(key=0):
         "weight": 0.3 * jax.random.normal(keys[1], (12, CLASSES)),
         "bias": jnp.zeros(CLASSES),
     }
-
-
-def batch(seed, size=BATCH):
-    """Bright squares on dark ground; the place of the square is the class."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, CLASSES, size)
-    images = generator.integers(0, 60, (size, SIZE, SIZE, 3))
-    for image, label in zip(images, labels):
-        image[1:5, 2 * label : 2 * label + 3] += 150
-    return dada_search.Batch(jnp.asarray(images, jnp.uint8), jnp.asarray(labels, jnp.int32))
 
 
 def config(**changes):

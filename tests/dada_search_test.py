@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import quick_jit
+from bright_squares import batch
 from dada_problem import (
     FULL,
     SPACE,
     apply,
-    batch,
     config,
     drawn,
     jitted_step,

@@ -1,218 +1,35 @@
-"""DDAS on small networks: its gradients are those of autodiff, and it finds a planted op."""
+"""DDAS on small networks: its step is the paper's, it finds a planted op, and a seed gives the same bytes."""
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import quick_jit
+from bright_squares import BATCH, batch
+from ddas_problem import (
+    OPS,
+    apply,
+    config,
+    full,
+    jitted_copies,
+    jitted_gradients,
+    jitted_step,
+    network,
+    start,
+)
 
 from dada import (
     ddas_candidates,
-    ddas_config,
-    ddas_gradient,
-    ddas_input,
     ddas_schedule,
     ddas_search,
-    layers,
     op_table,
     policy,
     sampling,
     train_state,
 )
-from dada.ddas_gradient import Parameters
-
-SIZE, BATCH, CLASSES = 8, 16, 3
-FULL = op_table.search_space("ddas_sanity")
-# Few ops, so that the step compiles quickly and a planted op is tried often.
-OPS = ("Identity", "FlipUD", "Invert", "Brightness")
-SPACE = FULL._replace(rows=tuple(row for row in FULL.rows if row.name in OPS))
-CANDIDATES = ddas_candidates.Candidates((0, 1, 2, 3), (0.0, 0.0, 0.0, 0.02))
-
-
-def apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):
-    """3x3 convolution, batch norm, softplus, pooling, linear: images of a batch depend on each other."""
-    del key
-    features = jax.lax.conv_general_dilated(
-        images, params["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    features, batch_stats = layers.batch_norm(
-        params["norm"], batch_stats, features, is_training, momentum=0.1, axis_name=axis_name
-    )
-    features = jax.nn.softplus(features)
-    pooled = jnp.concatenate([features.mean((1, 2)), features[:, 1, 1]], -1)
-    return pooled @ params["weight"] + params["bias"], batch_stats
-
-
-def network(key=0):
-    keys = jax.random.split(jax.random.key(key))
-    norm, stats = layers.init_batch_norm(6)
-    params = {
-        "kernel": 0.4 * jax.random.normal(keys[0], (3, 3, 3, 6)),
-        "norm": norm,
-        "weight": 0.3 * jax.random.normal(keys[1], (12, CLASSES)),
-        "bias": jnp.zeros(CLASSES),
-    }
-    return params, stats
-
-
-def batch(seed, size=BATCH):
-    """Bright squares on dark ground; the place of the square is the class."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, CLASSES, size)
-    images = generator.integers(0, 60, (size, SIZE, SIZE, 3))
-    for image, label in zip(images, labels):
-        image[1:5, 2 * label : 2 * label + 3] += 150
-    return train_state.Batch(jnp.asarray(images, jnp.uint8), jnp.asarray(labels, jnp.int32))
-
-
-def full(settings):
-    """The same candidates as rows of a space that has a name, for extraction."""
-    names = [row.name for row in FULL.rows]
-    rows = tuple(names.index(name) for name in OPS)
-    candidates = settings.candidates._replace(row=rows)
-    return dataclasses.replace(settings, space=FULL, candidates=candidates)
-
-
-def config(**changes):
-    settings = {
-        **{"apply": apply, "space": SPACE, "candidates": CANDIDATES, "steps_per_epoch": 4, "num_epochs": 3},
-        **{"crop_padding": 1, "flip": True, "cutout_length": 2, "learning_rate": 0.1},
-        **(ddas_config.OFFICIAL_SETTINGS if changes.get("preset") == "official" else {}),
-        **changes,
-    }
-    return ddas_config.Config(**settings)
-
-
-def start(settings, seed=0, spread=0.5):
-    """A state with a policy away from its symmetric start."""
-    state = ddas_search.init(jax.random.key(seed), settings, *network())
-    alpha = spread * jax.random.normal(jax.random.key(9), state.policy.p_o.shape)
-    return state._replace(policy=state.policy._replace(p_o=alpha))
-
-
-@functools.partial(quick_jit.jit, static_argnums=0)
-def jitted_step(settings, state, train, valid):
-    return ddas_search.step(settings, state, train, valid)
-
-
-@functools.partial(quick_jit.jit, static_argnums=0)
-def jitted_gradients(settings, state, train, valid, policies=None):
-    return ddas_search.gradients(settings, state, train, valid, policies=policies)
-
-
-jitted_copies = quick_jit.jit(ddas_input.copies, static_argnums=1)
-
-
-@pytest.mark.parametrize(("num_ops", "per_image"), [(1, False), (2, False), (3, False), (2, True)])
-def test_policy_gradient_is_autodiff_through_the_unrolled_step(num_ops, per_image):
-    """In float64, against reverse mode over the whole of eq. (12) and (6) with Z constant."""
-    with jax.enable_x64(True):
-        keys = iter(jax.random.split(jax.random.key(num_ops), 9))
-        normal = lambda *shape: jax.random.normal(next(keys), shape, jnp.float64)  # noqa: E731
-        num_policies, num_candidates, eta = 3, 5, 0.3
-        params = {"a": normal(4, 6), "b": normal(6)}
-        copies, targets = normal(1 + num_policies, BATCH, 4), normal(BATCH)
-        valid_inputs, valid_targets = normal(BATCH, 4), normal(BATCH)
-        parameters = Parameters(normal()[()], normal(num_candidates))
-        groups = BATCH if per_image else 1
-        shape = (groups, num_policies, num_ops)
-        policies = jax.random.randint(next(keys), shape, 0, num_candidates)
-
-        def losses(params, inputs, targets=targets):
-            hidden = jnp.tanh(inputs @ params["a"])
-            hidden = (hidden - hidden.mean(0)) / hidden.std(0)  # couples the images of a copy
-            return (hidden @ params["b"] - targets) ** 2, ()
-
-        def expected_loss(params, parameters):
-            p_tp, p_o = jax.nn.sigmoid(parameters.p_tp), jax.nn.softmax(parameters.p_o)
-            p = jnp.prod(p_o[policies], -1)  # [G, L]
-            z = jax.lax.stop_gradient(p.sum() / groups)
-            clean_share = 1.0 - p_tp * p.sum(1) / z
-            each = jnp.stack([losses(params, copy)[0] for copy in copies])
-            total = 0.0
-            for index in range(num_policies):
-                weights = p_tp * p[:, index] / z
-                total += jnp.mean(weights * each[1 + index])
-            # The share of each group without policy, so that the shares of all its copies add up to 1.
-            return total + jnp.mean(clean_share * each[0])
-
-        def weights_of(parameters):
-            p_tp = jax.nn.sigmoid(parameters.p_tp)
-            shares = ddas_gradient.policy_weights(parameters, policies)
-            return jnp.concatenate([1.0 - p_tp * shares.sum(1, keepdims=True), p_tp * shares], 1)
-
-        def valid_loss(parameters):
-            gradient = jax.grad(expected_loss)(params, parameters)
-            unrolled = jax.tree.map(lambda leaf, g: leaf - eta * g, params, gradient)
-            return jnp.mean(losses(unrolled, valid_inputs, valid_targets)[0]), gradient
-
-        @quick_jit.jit
-        def both(params, parameters):
-            (_, expected_step), expected = jax.value_and_grad(valid_loss, has_aux=True)(parameters)
-            gradient, score, _ = ddas_gradient.mixed_gradient(
-                losses, params, copies, weights_of(parameters), per_image=per_image
-            )
-            unrolled = jax.tree.map(lambda leaf, g: leaf - eta * g, params, gradient)
-            mean_loss = lambda params: jnp.mean(losses(params, valid_inputs, valid_targets)[0])  # noqa: E731
-            scores = score(jax.grad(mean_loss)(unrolled))
-            c = scores[:, :1] - scores[:, 1:]
-            found = ddas_gradient.policy_gradient(parameters, policies, c)
-            z_g = jnp.mean(jnp.sum(jnp.abs(c), 1))
-            return (gradient, expected_step), (jax.tree.map(lambda leaf: eta * z_g * leaf, found), expected)
-
-        (gradient, expected_step), (found, expected) = both(params, parameters)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), gradient, expected_step)
-        for a, b in zip(found, expected):
-            assert a.dtype == jnp.float64 and np.abs(b).max() > 1e-4
-            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8 * np.abs(b).max())
-
-
-def test_both_ways_to_the_coefficients_agree():
-    """Gradients of whole copies, and the means of per-image alignments."""
-    params, stats = network()
-    copies = jax.random.normal(jax.random.key(1), (3, BATCH, SIZE, SIZE, 3))
-    labels = batch(0).labels
-
-    def losses(params, images):
-        return train_state.cross_entropy(apply(params, stats, images, True)[0], labels), ()
-
-    shares = jnp.array([[0.5, 0.2, 0.3]])
-    direction = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
-
-    @functools.partial(quick_jit.jit, static_argnums=1)
-    def mixed(weights, per_image):
-        gradient, score, (each, _) = ddas_gradient.mixed_gradient(
-            losses, params, copies, weights, per_image=per_image
-        )
-        return gradient, score(direction).mean(0), each
-
-    whole, each = mixed(shares, False), mixed(jnp.tile(shares, (BATCH, 1)), True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, each)
-
-
-@pytest.mark.parametrize("num_ops", [1, 2, 3])
-def test_with_all_policies_the_sample_is_the_expectation(num_ops):
-    """Eq. (10) and (11): with every policy once, Z is 1 and the weights are the probabilities."""
-    with jax.enable_x64(True):
-        alpha = jax.random.normal(jax.random.key(0), (4,), jnp.float64)
-        parameters = Parameters(jnp.float64(-0.6), alpha)
-        policies = jnp.array([list(itertools.product(range(4), repeat=num_ops))])
-        p = jnp.prod(jax.nn.softmax(alpha)[policies], -1)
-        weights = quick_jit.jit(ddas_gradient.policy_weights)(parameters, policies)
-        np.testing.assert_allclose(weights, p, rtol=1e-12)
-        c = jax.random.normal(jax.random.key(1), p.shape, jnp.float64)
-
-        def expectation(parameters):
-            p = jnp.prod(jax.nn.softmax(parameters.p_o)[policies], -1)
-            return jax.nn.sigmoid(parameters.p_tp) * jnp.sum(c * p) / jnp.sum(jnp.abs(c))
-
-        expected = quick_jit.jit(jax.grad(expectation))(parameters)
-        found = quick_jit.jit(ddas_gradient.policy_gradient)(parameters, policies, c)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), found, expected)
 
 
 def test_the_step_follows_the_full_expected_loss():
@@ -365,58 +182,6 @@ def test_p_tp_can_be_fixed():
     states, metrics = run(settings, 2, batch(1), batch(0))
     assert metrics["p_tp"] == 1.0
     assert np.all(np.isfinite(states[-1].policy.p_o)) and np.any(states[-1].policy.p_o != 0)
-
-
-def test_mean_filter_looks_ahead():
-    np.testing.assert_allclose(ddas_schedule.smooth(np.array([1.0, 2.0, 6.0, 7.0]), 2), [1.5, 4, 6.5, 6.5])
-    np.testing.assert_allclose(ddas_schedule.smooth(np.array([1.0, 2.0]), 1), [1, 2])
-    np.testing.assert_allclose(ddas_schedule.smooth(np.array([1.0, 2.0]), 6), [1.5, 1.5])
-
-
-@pytest.mark.parametrize(
-    ("name", "count"), [("ddas", 52), ("ddas_imagenet", 32), ("ddas_68", 68), ("ddas_sanity", 19)]
-)
-def test_candidates_have_the_values_of_the_formulas(name, count):
-    space = op_table.search_space(name)
-    found = ddas_candidates.candidates(space)
-    assert len(found.row) == len(found.level) == count
-    ones = np.ones(count, np.float32)
-    value = np.asarray(op_table.level_to_value(space, np.array(found.row), np.float32(found.level), ones))
-    position = 0
-    for row in space.rows:
-        for m in ddas_candidates.MAGNITUDES[name] if row.unit else (0.0,):
-            assert space.rows[found.row[position]] == row
-            expected = {
-                "degrees": int(3.0 * m),
-                "bits": max(0, 4 - int(0.4 * m)),
-                "shear": np.float32(0.03 * m),
-                "pixels": int(2 * m) if row.name == "CutoutAbs" else int(m),
-                "threshold": max(0, 256 - int(25.6 * m)),
-                "factor": np.float32(0.18 * m + 0.1),
-                "": 0.0,
-            }[row.unit]
-            if row.unit in ("shear", "factor"):
-                np.testing.assert_allclose(value[position], expected, rtol=3e-7)
-            else:
-                assert value[position] == expected, (row.name, m)
-            position += 1
-    if name != "ddas_sanity":
-        released = ddas_candidates.as_released(space)
-        values = op_table.level_to_value(space, np.array(released.row), np.float32(released.level), ones)
-        kinds = {(row, round(float(x), 4)) for row, x in zip(released.row, values) if space.rows[row].unit}
-        assert len(kinds) == len([row for row in space.rows if row.unit])
-        units = {(space.rows[row].unit, value) for row, value in kinds}
-        assert units >= {("degrees", 84), ("bits", 0), ("factor", 5.14), ("pixels", 28)}
-
-
-def test_at_magnitude_5_enhancers_do_nothing():
-    image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3)) / 255, jnp.float32)
-    for row, level in list(zip(*ddas_candidates.candidates(FULL)))[-4:]:
-        assert FULL.rows[row].unit == "factor"
-        value = op_table.level_to_value(FULL, np.array(row), np.float32(level), np.float32(1))
-        after = op_table.apply_op(FULL.rows[row].name, image, value, jnp.zeros(2))
-        np.testing.assert_array_equal(after, image)
-
 
 @pytest.mark.parametrize(
     ("changes", "message"),

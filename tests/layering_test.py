@@ -20,7 +20,7 @@ LAYERS = [
     {"policy_table", "sampling", "dada_config", "baselines", "ddas_config", "ddas_schedule"}
     | {"deepaa_config"},
     {"augment"},
-    {"search_input", "policy_training", "ddas_input", "deepaa_scores"},
+    {"search_input", "policy_training", "ddas_input", "deepaa_scores", "validation"},
     {"dada_search", "ddas_search", "deepaa_search"},
 ]
 # Networks and steps, where the key is optional or belongs to a draw that comes with it.

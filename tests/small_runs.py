@@ -39,11 +39,11 @@ def run_here(binary, settings, run_dir, **changes):
 
 
 def start(binary, settings, run_dir, *more, xla_flags=""):
-    """Starts a binary as a process of its own, with the compiled programs of all tests."""
+    """Starts a binary as a process of its own on one device, with the compiled programs of all tests."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] += f" {xla_flags}"
     folder = environment.pop("JAX_COMPILATION_CACHE_DIR")  # so that the flag has to work
-    given = {**settings, "run_dir": run_dir, "compilation_cache_dir": folder}
+    given = {"num_devices": 1, **settings, "run_dir": run_dir, "compilation_cache_dir": folder}
     given = [f"--{k}={','.join(v) if isinstance(v, list) else v}" for k, v in given.items()]
     command = [sys.executable, "-m", binary.__name__, *given, *more]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)

@@ -1,0 +1,235 @@
+"""The results of a benchmark as Markdown.
+
+Contract: the same results give the same bytes. Of a CPU there are only ratios: its absolute times depend on
+what else the machine does, and stand in benchmark.json. Of an accelerator, which is named, there are both.
+"""
+
+from typing import Any
+
+NOT_RUN = "not run"
+# Networks that every table has a line for.
+MODELS = ("wrn_10_1", "wrn_40_2", "wrn_28_10")
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """All tables of a run.
+
+    Args:
+      results: content of benchmark.json: environment, settings, and the parts that were run.
+    """
+    environment = results["environment"]
+    is_cpu = environment["platform"] == "cpu"
+    versions = ", ".join(f"{name} {environment[name]}" for name in ("python", "jax", "jaxlib", "pillow"))
+    lines = [
+        "# Benchmark",
+        "",
+        f"Device: {device(environment)}; {environment['cpu_count']} CPU cores; {versions}.",
+        "All contenders of a line took turns in one run; medians of rounds, after a first call that does",
+        "not count.",
+    ]
+    if is_cpu:
+        lines += ["Of a CPU only ratios are shown; absolute times of this run are in benchmark.json."]
+    for key, title, write in (
+        ("augment", "Applying a policy", _augment),
+        ("steps", "Search steps in plain training steps", _steps),
+        ("train", "Training with a policy", _train),
+        ("planted", "Until a planted op leads", _planted),
+        ("limits", "Share of the device's limits", _limits),
+    ):
+        part = results.get(key, NOT_RUN)
+        lines += ["", f"## {title}", ""]
+        lines += [f"{part[0].upper()}{part[1:]}."] if isinstance(part, str) else write(part, is_cpu)
+    return "\n".join(lines) + "\n"
+
+
+def device(environment: dict[str, Any]) -> str:
+    """The device that everything ran on, and of how many: "NVIDIA H200 (gpu), one of 8"."""
+    count = environment["device_count"]
+    return f"{environment['device_kind']} ({environment['platform']})" + (
+        f", one of {count}" if count > 1 else ""
+    )
+
+
+def is_case(name: str) -> bool:
+    """Whether a key of the part `augment` names a case, and not what they have in common."""
+    return name.startswith("ops")
+
+
+def case_title(name: str) -> str:
+    """Ops and size of images of a case of the part `augment`: "2 ops, 32 × 32"."""
+    ops, size = name.removeprefix("ops").split("_")
+    return f"{ops} op{'' if ops == '1' else 's'}, {size.replace('x', ' × ')}"
+
+
+def _augment(part, is_cpu):
+    heads = ["per image", "batch", "ops that act", "times Pillow", "times vmap(switch)"]
+    if not is_cpu:
+        heads += ["images/s", "Pillow, images/s", "vmap(switch), images/s", "of a training step"]
+    rows = []
+    for name, case in part.items():
+        if not is_case(name):
+            continue
+        cells = [case_title(name), str(case["batch_size"]), f"{case['ops_applied_per_image']:.2f}"]
+        cells += [_number(case[f"ratio_to_{other}"]) for other in ("pillow", "vmap_switch")]
+        if not is_cpu:
+            cells += [
+                _number(case[f"{contender}images_per_second"])
+                for contender in ("", "pillow_", "vmap_switch_")
+            ]
+            share = case.get("share_of_training_step")
+            cells.append("–" if share is None else _percent(share))
+        rows.append(cells)
+    lines = [
+        *_table(heads, rows),
+        "",
+        f"`augment.apply_draws`, {part['dtype']}, against a Pillow loop in one thread and the naive",
+        "`vmap(lax.switch)`, all on the same draws and with the same pixels: how many times as many images",
+        "per second. Two ops: the policy dada_cifar10, which leaves out ops at random; one and six: ops of",
+        f"its search space. torchvision: {part['torchvision']}.",
+    ]
+    if not is_cpu:
+        lines.append("Training step: of WRN-40-2 in float32 on a batch of as many images of 32 × 32.")
+    return lines
+
+
+def _steps(part, is_cpu):
+    dada, ddas, deepaa = (part[name] for name in ("dada", "ddas", "deepaa"))
+    names = _models(dada)
+    heads = ["network", "batch", "exact", "finite differences", "one draw a batch"]
+    lines = ["DADA, every image with its own draw:", ""]
+    lines += _table(heads, [_cost_line(name, dada, ("finite_difference", "batch")) for name in names])
+    heads = ["network", "batch", "policies of every image", "of the batch", "operations", "of every image"]
+    heads += ["over operations", "batch over operations"]
+    counts = ("batch", "operation_count", "operation_count_image")
+    ratios = ("ratio_to_operation_count", "batch_ratio_to_operation_count")
+    lines += ["", "DDAS:", ""]
+    lines += _table(heads, [_cost_line(name, ddas, (*counts, *ratios)) for name in names])
+    lines += ["", "DeepAA, an update of layer 1:", ""]
+    lines += _table(["network", "batch", "cost"], [_cost_line(name, deepaa, ()) for name in names])
+    lines += [
+        "",
+        f"Costs are in plain training steps (forward, backward, update; {part['dtype']}) of the batch in the",
+        "second column, whose other number is of validation images. Operations: those of a gradient for each",
+        "copy and the validation gradient, over those of a plain step; of every image: with tangents of all",
+        "copies.",
+        "",
+    ]
+    heads = ["network", "peak memory, MB", "says", "cached over cold compilation"]
+    heads += [] if is_cpu else ["compilation cold, s", "cached, s", "plain step, ms"]
+    return (
+        lines
+        + _table(heads, [_start_line(name, dada, is_cpu) for name in names])
+        + [
+            "",
+            "Memory and compilation of the exact DADA step. Cached: found in a folder of compiled programs.",
+        ]
+    )
+
+
+def _cost_line(name, costs, columns):
+    cost = costs.get(name)
+    if cost is None:
+        return [_model(name), "–", NOT_RUN, *(["–"] * len(columns))]
+    sizes = [cost["batch_size"], cost["valid_batch_size"]]
+    return [
+        _model(name),
+        " + ".join(map(str, sizes)),
+        *(f"{cost[key]:.2f}" for key in ("plain_steps", *columns)),
+    ]
+
+
+def _start_line(name, dada, is_cpu):
+    cost = dada.get(name)
+    if cost is None:
+        return [_model(name), NOT_RUN, "–", "–"] + ([] if is_cpu else ["–"] * 3)
+    peak, cold, cached = (
+        cost[key] for key in ("peak_memory_bytes", "seconds_compile_cold", "seconds_compile_cached")
+    )
+    cells = [_model(name), "–" if peak is None else f"{peak / 1e6:,.0f}", cost["peak_memory_source"] or "–"]
+    cells.append(f"{cached / cold:.2f}")
+    if not is_cpu:
+        cells += [f"{cold:.1f}", f"{cached:.1f}", _number(1e3 * cost["seconds_plain_step"])]
+    return cells
+
+
+def _train(part, is_cpu):
+    heads = ["network", "type", "batch", "speed left with the policy"]
+    heads += [] if is_cpu else ["images/s without", "images/s with"]
+    rows = []
+    for name in _models(part):
+        for dtype, case in part.get(name, {None: None}).items():
+            if case is None:
+                rows.append([_model(name), "–", "–", NOT_RUN, *([] if is_cpu else ["–", "–"])])
+                continue
+            cells = [_model(name), dtype, str(case["batch_size"]), _percent(case["ratio_with_policy"])]
+            if not is_cpu:
+                cells += [_number(case[f"images_per_second{end}"]) for end in ("", "_with_policy")]
+            rows.append(cells)
+    return [
+        *_table(heads, rows),
+        "",
+        "A training step with the policy dada_cifar10 and without; crop, flip and cutout are in both.",
+    ]
+
+
+def _planted(part, is_cpu):
+    heads = ["planted op", "preset", "leads from step", "of"]
+    heads += ["share of the search"] if is_cpu else ["seconds", "seconds of the search", "seconds to compile"]
+    rows = []
+    for op, presets in part.items():
+        for preset, case in presets.items():
+            step, seconds = case["steps_until_it_leads"], case["seconds_until_it_leads"]
+            cells = [op, preset, "never" if step is None else str(step), str(case["steps"])]
+            if is_cpu:
+                cells.append("–" if seconds is None else _percent(seconds / case["seconds_run"]))
+            else:
+                times = (seconds, case["seconds_run"], case["seconds_compile"])
+                cells += ["–" if time is None else f"{time:.1f}" for time in times]
+            rows.append(cells)
+    return [
+        *_table(heads, rows),
+        "",
+        "The step from which the op that was applied to all validation images has the largest mass, to the",
+        "end of the search (experiments/flags/planted.flags). Seconds are of steps, without compiling.",
+    ]
+
+
+def _limits(part, is_cpu):
+    del is_cpu
+    heads = ["network", "type", "images/s", "limit of arithmetic", "reached", "limit of memory", "reached"]
+    rows = []
+    for name, types in part.items():
+        for dtype, case in types.items():
+            cells = [_model(name), dtype, _number(case["images_per_second"])]
+            for limit in ("arithmetic", "memory"):
+                cells += [_number(case[f"{limit}_images_per_second"]), _percent(case[f"share_of_{limit}"])]
+            rows.append(cells)
+    return [
+        *_table(heads, rows),
+        "",
+        "Training without policy. Arithmetic: three forward passes at the vendor's dense peak (TF32 for",
+        "float32).",
+        "Memory: 14 passes over the outputs of all convolutions at the vendor's bandwidth.",
+    ]
+
+
+def _models(part):
+    """Every standard network and the others that were run."""
+    return [*MODELS, *(name for name in part if name not in (*MODELS, "dtype"))]
+
+
+def _model(name):
+    return name.upper().replace("_", "-")
+
+
+def _table(heads, rows):
+    return ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def _number(value):
+    """Three digits, without an exponent."""
+    return f"{float(f'{value:.3g}'):,.10g}" if value < 1000 else f"{float(f'{value:.3g}'):,.0f}"
+
+
+def _percent(share):
+    return f"{100 * share:.3g} %"

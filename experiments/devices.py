@@ -1,0 +1,132 @@
+"""One batch divided over several devices, of one machine or of several.
+
+Every device holds the state, the key and the data set whole, takes its own part of every batch and averages
+with the others, so that all of them end a step with the same state: that of one device, but for rounding.
+A run may be resumed on another number of devices.
+
+Several processes (--coordinator_address, --num_processes, --process_id) run the same program with the same
+flags and find their run folder in one file system. Process 0 writes it; all take part in checkpoints.
+
+The flags are those of `run_flags`. `mesh` is None for one device, for which no function here does anything.
+"""
+
+import collections
+import re
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+FLAGS = flags.FLAGS
+# What differs between the processes of one run.
+PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
+_AXIS = "devices"
+
+
+def start() -> None:
+    """Joins the other processes of the run, if there are any; to be called before anything is computed.
+
+    Raises:
+      ValueError: flags that are missing or wrong. OSError: the address cannot be used.
+    """
+    missing = [name for name in PROCESS_FLAGS if getattr(FLAGS, name) is None]
+    if len(missing) == len(PROCESS_FLAGS):
+        return
+    if missing:
+        names = ", ".join(f"--{name}" for name in PROCESS_FLAGS)
+        raise ValueError(f"{names} are given together or not at all; missing: --{', --'.join(missing)}")
+    address = FLAGS.coordinator_address
+    if not re.fullmatch(r".+:\d+", address):
+        raise ValueError(f"--coordinator_address: got {address!r}, expected HOST:PORT of process 0")
+    if FLAGS.process_id >= FLAGS.num_processes:
+        raise ValueError(f"--process_id={FLAGS.process_id}: expected less than {FLAGS.num_processes}")
+    if FLAGS.run_dir is None:
+        raise ValueError("--run_dir: got none, expected one folder for all processes of the run")
+    try:
+        if FLAGS.process_id == 0:  # a port in use would end the process without a message
+            with socket.create_server(("", int(address.rpartition(":")[2]))):
+                pass
+        jax.distributed.initialize(address, FLAGS.num_processes, FLAGS.process_id)
+    except (OSError, OverflowError, RuntimeError) as error:
+        raise OSError(f"--coordinator_address={address}: {error}") from error
+
+
+def mesh() -> jax.sharding.Mesh | None:
+    """The devices that share a batch, as many of each process; None for one.
+
+    Raises:
+      ValueError: there are not so many devices.
+    """
+    of_process = collections.defaultdict(list)
+    for device in jax.devices():
+        of_process[device.process_index].append(device)
+    chosen = jax.devices()
+    if FLAGS.num_devices is not None:
+        share, rest = divmod(FLAGS.num_devices, len(of_process))
+        if rest or share > min(map(len, of_process.values())):
+            owners = f"{len(of_process)} processes with " if len(of_process) > 1 else ""
+            counts = " and ".join(str(len(own)) for own in of_process.values())
+            raise ValueError(f"--num_devices={FLAGS.num_devices}: there are {owners}{counts} devices")
+        chosen = [device for own in of_process.values() for device in own[:share]]
+    if len(chosen) == 1:
+        return None
+    return jax.sharding.Mesh(np.array(chosen), (_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def check_batch(flag: str) -> None:
+    """Refuses the batch size of a flag if the devices cannot share it equally."""
+    devices = mesh()
+    size = getattr(FLAGS, flag)
+    if devices is not None and size % devices.size:
+        raise ValueError(
+            f"--{flag}={size}: expected a multiple of the {devices.size} devices that share it; "
+            "--num_devices takes fewer"
+        )
+
+
+def axis_name(mesh: jax.sharding.Mesh | None) -> str | None:
+    """Name of the mapped axis inside `divided`."""
+    return None if mesh is None else _AXIS
+
+
+def divided(function: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
+    """The function on every device, with whole arguments; its results must be the same on all devices."""
+    if mesh is None:
+        return function
+    # Without check_vma gradients are those of a device's own part, as the steps expect.
+    return jax.shard_map(function, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
+
+
+def replicate(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """A tree that all processes have alike, whole on every device."""
+    if mesh is None:
+        return tree
+    sharding = jax.NamedSharding(mesh, jax.P())
+
+    def put(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(put, tree)
+
+
+def local(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """The copy of a replicated tree on the first device of this process."""
+    return tree if mesh is None else jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+def is_primary() -> bool:
+    """Whether this process writes files and talks to the user."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,276 @@
+"""Benchmark: fair contenders, counts by hand, its files and their keys, its text, and bad flags."""
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from experiments import (
+    benchmark,
+    benchmark_augment,
+    benchmark_figure,
+    benchmark_report,
+    benchmark_steps,
+    benchmark_timing,
+    benchmark_train,
+    datasets,
+    ddas_method,
+    search_loop,
+)
+
+CASE_KEYS = {
+    *("batch_size", "ops_applied_per_image", "images_per_second", "pillow_images_per_second"),
+    *("vmap_switch_images_per_second", "ratio_to_pillow", "ratio_to_vmap_switch"),
+}
+COST = {
+    "batch_size": 32,
+    "valid_batch_size": 32,
+    "plain_steps": 4.5,
+    "finite_difference": 6.125,
+    "batch": 4.25,
+    "seconds_plain_step": 0.0123,
+    "seconds_compile_cold": 20.0,
+    "seconds_compile_cached": 2.0,
+    "peak_memory_bytes": 123_456_789,
+    "peak_memory_source": "device",
+}
+RESULTS = {
+    "environment": {
+        **{"python": "3.11.7", "jax": "0.10.2", "jaxlib": "0.10.2", "pillow": "13.0.0"},
+        **{"platform": "gpu", "device_kind": "NVIDIA H200", "device_count": 1, "cpu_count": 16},
+    },
+    "augment": {
+        "dtype": "uint8",
+        "torchvision": "not installed",
+        "ops2_32x32": {
+            **{"batch_size": 128, "ops_applied_per_image": 1.0469, "share_of_training_step": 0.0312},
+            **{"ratio_to_pillow": 61.24, "ratio_to_vmap_switch": 3.456, "images_per_second": 1234567.0},
+            **{"pillow_images_per_second": 20159.0, "vmap_switch_images_per_second": 357224.0},
+        },
+    },
+    "steps": {
+        "dtype": "float32",
+        "dada": {"wrn_10_1": COST},
+        "ddas": {
+            "wrn_10_1": {
+                **{"batch_size": 8, "valid_batch_size": 64, "plain_steps": 13.2, "batch": 12.6},
+                **{"operation_count": 12.0, "operation_count_image": 44 / 3},
+                **{"ratio_to_operation_count": 1.1, "batch_ratio_to_operation_count": 1.05},
+            }
+        },
+        "deepaa": {},
+    },
+    "planted": {
+        "Invert": {
+            "corrected": {
+                **{"steps": 288, "steps_until_it_leads": 21, "seconds_until_it_leads": 0.5},
+                **{"seconds_run": 7.25, "seconds_compile": 30.0},
+            },
+            "official": {
+                **{"steps": 288, "steps_until_it_leads": None, "seconds_until_it_leads": None},
+                **{"seconds_run": 9.0, "seconds_compile": 25.0},
+            },
+        }
+    },
+    "limits": "not run: no peaks are known of a device",
+}
+
+
+@functools.cache
+def embedded():
+    return datasets.load("embedded")
+
+
+@pytest.mark.parametrize("num_ops", (2, 6))
+def test_contenders_give_the_same_pixels(num_ops):
+    images = benchmark_augment.images_of_side(embedded().train_images, 24, 40)
+    images = images // np.array([1, 2, 3], np.uint8)  # not grey
+    draws = benchmark_augment.make_draws(jax.random.key(num_ops), num_ops, 24, 40)
+    assert draws.op.shape == (24, num_ops) and len(np.unique(draws.op)) > 5
+    found = {name: call() for name, call in benchmark_augment.contenders(images, draws).items()}
+    assert list(found) == ["apply_draws", "pillow", "vmap_switch"]
+    assert np.any(found["apply_draws"] != images)
+    np.testing.assert_array_equal(found["pillow"], found["apply_draws"])
+    np.testing.assert_array_equal(found["vmap_switch"], found["apply_draws"])
+
+
+def test_images_of_side():
+    images = np.arange(2 * 3 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3, 3)
+    found = benchmark_augment.images_of_side(images, 3, 5)
+    assert found.shape == (3, 5, 5, 3)
+    np.testing.assert_array_equal(found[2, 3:, 3:], images[0, :2, :2])
+
+
+@pytest.mark.parametrize(
+    "sizes, draws, expected",
+    # 3 * 4 * 32 + 3 * 256 and 5 * 4 * 32 + 3 * 256 passes of an image, over 3 * 32.
+    [
+        ((32, 256, 3), "batch", 1152 / 96),
+        ((32, 256, 3), "image", 1408 / 96),
+        ((10, 10, 1), "batch", 3.0),
+        ((10, 10, 1), "image", 130 / 30),
+    ],
+)
+def test_ddas_operation_count(sizes, draws, expected):
+    assert benchmark_steps.ddas_operation_count(*sizes, draws) == pytest.approx(expected)
+
+
+def test_turns_alternate_after_an_uncounted_call(monkeypatch):
+    calls, clock = [], [0.0]
+    monkeypatch.setattr(benchmark_timing.time, "perf_counter", lambda: clock[0])
+
+    def contender(name, durations):
+        durations = iter(durations)
+
+        def call():
+            calls.append(name)
+            clock[0] += next(durations)
+
+        return call
+
+    contenders = {"a": contender("a", [100, 1, 7, 2]), "b": contender("b", [100, 30, 10, 20])}
+    found = benchmark_timing.alternating(contenders, rounds=3, label="", least_seconds=0.0)
+    assert found == {"a": 2, "b": 20} and calls == ["a", "b"] * 4
+    # A turn lasts as long as asked for: two of 0.05 seconds, one of 0.2.
+    calls.clear()
+    contenders = {"a": contender("a", [9] + [0.05] * 3), "b": contender("b", [9] + [0.2] * 2)}
+    benchmark_timing.alternating(contenders, rounds=1, label="", least_seconds=0.1)
+    assert calls == ["a", "a", "b", "b", "a", "a", "b"]
+
+
+def test_limits_of_a_device():
+    trained = {"wrn_40_2": {"float32": {"images_per_second": 39_000.0}}, "wrn_10_1": {}}
+    (found,) = benchmark_train.limits(trained, "NVIDIA H100 80GB HBM3")["wrn_40_2"].values()
+    # 495e12 / 1.97e9 and 3.35e12 / (14 * 0.762e6 * 4)
+    assert found["arithmetic_images_per_second"] == pytest.approx(251e3, rel=0.01)
+    assert found["memory_images_per_second"] == pytest.approx(78.5e3, rel=0.01)
+    assert found["share_of_memory"] == pytest.approx(0.497, rel=0.01)
+    assert "not run" in benchmark_train.limits(trained, "an abacus")
+
+
+def test_run_writes_the_documented_keys(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark_augment, "SIDES", (8,))
+    monkeypatch.setattr(benchmark_augment, "NUM_OPS", (2,))
+    run_dir = tmp_path / "run"
+    cache = jax.config.jax_compilation_cache_dir
+    settings = {"run_dir": str(run_dir), "only": ["limits", "augment"], "augment_batch_size": 3}
+    with flagsaver.flagsaver(**settings):
+        benchmark.main([])
+    assert jax.config.jax_compilation_cache_dir == cache
+    assert {path.name for path in run_dir.iterdir()} == {f"benchmark.{end}" for end in ("json", "md", "png")}
+    results = json.loads((run_dir / "benchmark.json").read_text())
+    assert set(results) == {"environment", "settings", "augment", "limits"}
+    assert results["settings"]["only"] == ["augment", "limits"] and results["limits"] == "not run: no GPU"
+    assert set(results["augment"]["ops2_8x8"]) == CASE_KEYS
+    assert results["augment"]["ops2_8x8"]["batch_size"] == 3
+    assert all(value > 0 for value in results["augment"]["ops2_8x8"].values())
+    text = (run_dir / "benchmark.md").read_text()
+    assert text == benchmark_report.markdown(results) and text in capsys.readouterr().out
+    assert "images/s" not in text and "## Training with a policy\n\nNot run.\n" in text
+    with flagsaver.flagsaver(**settings), pytest.raises(ValueError, match="not an empty folder"):
+        benchmark.main([])
+
+
+def linear(params, batch_stats, images, is_training, key=None, *, axis_name=None):
+    """The smallest network: compiling it takes no time."""
+    del is_training, key, axis_name
+    return images.reshape(len(images), -1) @ params, batch_stats
+
+
+def test_cost_of_ddas():
+    network = types.SimpleNamespace(apply=linear)
+    images, labels = embedded().train_images[:40, ::4, ::4], np.arange(40, dtype=np.int32) % 10
+    dataset = embedded()._replace(train_images=images, train_labels=labels)
+    data = search_loop.to_device(dataset, *datasets.search_split(dataset))
+    configs = {"plain_steps": benchmark_steps._ddas_configs(network)["plain_steps"]}
+    weights = jnp.zeros((8 * 8 * 3, 10)), {}
+    found = benchmark_steps._measure(ddas_method, configs, (2, 16), weights, data, 0, "")
+    assert (found["batch_size"], found["valid_batch_size"]) == (2, 16)
+    assert found["plain_steps"] > 1
+    assert found["seconds_compile_cold"] > 0 and found["seconds_compile_cached"] > 0
+    assert found["peak_memory_bytes"] > images.nbytes and "compiler" in found["peak_memory_source"]
+    # (3 * 4 * 2 + 3 * 16) / (3 * 2)
+    counted = benchmark_steps._ddas({**found, "plain_steps": 18.0, "batch": 6.0})
+    assert counted["operation_count"] == 12.0 and counted["ratio_to_operation_count"] == 1.5
+    assert counted["batch_ratio_to_operation_count"] == 0.5
+
+
+def test_kinds_of_steps():
+    network = types.SimpleNamespace(apply=linear)
+    dada, ddas = benchmark_steps._dada_configs(network), benchmark_steps._ddas_configs(network)
+    kinds = {name: (config.hypergradient, config.draws) for name, config in dada.items()}
+    assert kinds == {
+        "plain_steps": ("exact", "image"),
+        "finite_difference": ("finite_difference", "image"),
+        "batch": ("exact", "batch"),
+    }
+    assert {name: config.draws for name, config in ddas.items()} == {"plain_steps": "image", "batch": "batch"}
+
+
+def test_text_of_an_accelerator(tmp_path):
+    text = benchmark_report.markdown(RESULTS)
+    assert text == benchmark_report.markdown(json.loads(json.dumps(RESULTS)))
+    for line in (
+        "Device: NVIDIA H200 (gpu); 16 CPU cores; python 3.11.7, jax 0.10.2, jaxlib 0.10.2, pillow 13.0.0.",
+        "| 2 ops, 32 × 32 | 128 | 1.05 | 61.2 | 3.46 | 1,230,000 | 20,200 | 357,000 | 3.12 % |",
+        "| WRN-10-1 | 32 + 32 | 4.50 | 6.12 | 4.25 |",
+        "| WRN-10-1 | 8 + 64 | 13.20 | 12.60 | 12.00 | 14.67 | 1.10 | 1.05 |",
+        "| WRN-28-10 | – | not run | – | – |",
+        "| WRN-10-1 | 123 | device | 0.10 | 20.0 | 2.0 | 12.3 |",
+        "| Invert | corrected | 21 | 288 | 0.5 | 7.2 | 30.0 |",
+        "| Invert | official | never | 288 | – | 9.0 | 25.0 |",
+        "Not run: no peaks are known of a device.",
+    ):
+        assert line in text.splitlines(), line
+    figures = [benchmark_figure.draw(RESULTS, tmp_path / name).read_bytes() for name in ("a.png", "b.png")]
+    assert figures[0] == figures[1] and len(figures[0]) > 10_000
+
+
+def test_no_absolute_time_of_a_cpu():
+    environment = {**RESULTS["environment"], "platform": "cpu", "device_kind": "cpu"}
+    text = benchmark_report.markdown({**RESULTS, "environment": environment})
+    assert "| Invert | corrected | 21 | 288 | 6.9 % |" in text
+    assert "1,230,000" not in text and "images/s" not in text and " ms |" not in text and ", s |" not in text
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"models": ["wrn_41_2"]}, "--models: wide_resnet: expected depth 6 n [+] 4"),
+        ({"models": ["vgg"]}, "--models: models: expected a network of the form"),
+        ({"only": []}, "--only: got '', expected some of planted, augment, steps"),
+        ({"planted_ops": ["Inverted"]}, "--planted_ops: got 'Inverted', expected some of ShearX"),
+    ],
+)
+def test_bad_flags(settings, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "_run", None)  # whatever passes the checks fails at once
+    with flagsaver.flagsaver(run_dir=str(tmp_path / "run"), **settings):
+        with pytest.raises(ValueError, match=message):
+            benchmark.main([])
+        with pytest.raises(ValueError, match="unexpected argument 'more'"):
+            benchmark.main(["more"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--only=augment,stps", "--only: got 'augment,stps', expected some of planted, augment, steps"),
+        ("--learning_rate=1", "--learning_rate: the benchmark has its own settings"),
+    ],
+)
+def test_bad_flags_end_with_one_line(flag, message, tmp_path):
+    command = [sys.executable, "-m", "experiments.benchmark", f"--run_dir={tmp_path / 'run'}", flag]
+    root = pathlib.Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(f"error: {message}") and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
