@@ -54,7 +54,7 @@ class Config:
     policy_learning_rate: float = 0.05
     control_learning_rate: float = 0.01
     share_between_pairs: bool = True
-    orthogonal_to_clean: bool = True
+    orthogonal_to_clean: bool = False
     temperature: tuple[float, float] = (0.5, 0.5)
     crop_padding: int = 4
     flip: bool = True

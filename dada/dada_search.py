@@ -3,15 +3,15 @@
     min_phi V(theta'(phi)),   theta'(phi) = theta - eta (mu B + clip(grad L(theta, phi)) + lambda theta)
 
 One step: every image draws its own sub-policy; g = grad of the training loss; theta' is the real next
-iterate; v = grad of the loss of a fresh validation batch at theta', without its part along the gradient
-of the un-augmented training batch; one JVP along v scores every image, s_i = < v, grad l_i >. The cost of
-image i's draw is -s_i. Levels follow d(-s)/d(level); choices and application bits follow RELAX,
-REINFORCE with a leave-one-out baseline, or a relaxed mixture.
+iterate; v = grad of the loss of a fresh validation batch at theta'; one JVP along v scores every image,
+s_i = < v, grad l_i >. The cost of image i's draw is -s_i. Levels follow d(-s)/d(level); choices and
+application bits follow RELAX, REINFORCE with a leave-one-out baseline, or a relaxed mixture.
 
-Why v loses that part: what the un-augmented images teach anyway is no reason to augment. It is common to
-all ops and favours those with large gradients; without it an op is paid only for what it adds, as DDAS
-pays the difference to the un-augmented copy and DeepAA the angle. `orthogonal_to_clean=False` is the
-paper's eq. (9) to the letter.
+With `orthogonal_to_clean` v loses its part along the gradient of the un-augmented training batch, and ops
+are paid only for what they add to it, as DDAS pays the difference to the un-augmented copy and DeepAA the
+angle. That finds an op that sets the validation images apart from the training images, which large gradients
+of other ops hide. Where both come from one source it takes away what a policy should serve: there, the
+default, eq. (9) of the paper to the letter, found the better policies (experiments/results/small_data).
 
 Deviations from the released code (preset "corrected", the default; `dada_official` has the other):
 its control variate cancels, its level gradient is blind to the op, its validation batch is always the

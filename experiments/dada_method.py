@@ -35,7 +35,7 @@ flags.DEFINE_float(
     lower_bound=0.0,
 )
 flags.DEFINE_bool("share_between_pairs", True, "Pairs that have an op in common share gradients.")
-flags.DEFINE_bool("orthogonal_to_clean", True, "Pay ops only for what un-augmented images do not teach.")
+flags.DEFINE_bool("orthogonal_to_clean", False, "Pay ops for what un-augmented images do not teach.")
 flags.DEFINE_float("temperature", None, "Of relaxed samples: 0.5; 1.0 for mixtures.", lower_bound=1e-3)
 flags.DEFINE_float(
     "final_temperature", None, "At the end. Default: --temperature; 0.1 for mixtures.", lower_bound=1e-3

@@ -42,7 +42,7 @@ def test_official_policy_is_read_before_the_current_epoch():
 
 @pytest.mark.parametrize("planted", ["Invert", "Brightness"])
 def test_a_planted_op_comes_out_on_top(planted):
-    settings = config(num_epochs=50, learning_rate=0.1)
+    settings = config(num_epochs=50, learning_rate=0.1, orthogonal_to_clean=True)
     images = batch(1, 64)
     row = next(row for row in SPACE.rows if row.name == planted)
     value = 0.15 if planted == "Brightness" else 0.0
