@@ -98,13 +98,13 @@ class OpImages(NamedTuple):
     images: list[np.ndarray]
 
 
-def ops_sheet(title: str, original: np.ndarray, levels: tuple[float, ...], ops: list[OpImages]):
+def ops_sheet(title: str, original: np.ndarray, heads: tuple[str, ...], ops: list[OpImages]):
     """Draws all ops of a search space: those with a magnitude over their levels, then the others once.
 
     Args:
       title: title of the page.
       original: uint8 [H, W, 3].
-      levels: levels in [0, 1] of the columns.
+      heads: of the columns.
       ops: one per row of the search space, in order.
 
     Returns:
@@ -115,8 +115,8 @@ def ops_sheet(title: str, original: np.ndarray, levels: tuple[float, ...], ops: 
     num_rows = -(-len(over_levels) // 2)
     label, between = 0.92, 0.2
     block_width = (figure_style.PAGE_WIDTH - 2 * _MARGIN - between) / 2
-    # Few levels get no larger images than five would.
-    width = (block_width - label) / max(len(levels), 5) - _GAP / 2
+    # Few columns get no larger images than five would.
+    width = (block_width - label) / max(len(heads), 5) - _GAP / 2
     height = width * original.shape[0] / original.shape[1]
     row_height = height + _LINE + _GAP
     per_line = int((figure_style.PAGE_WIDTH - 2 * _MARGIN) // (width + 0.24))
@@ -136,8 +136,7 @@ def ops_sheet(title: str, original: np.ndarray, levels: tuple[float, ...], ops: 
         for column, (value, image) in enumerate(zip(op.values, op.images)):
             x = left + label + column * (width + _GAP / 2)
             if line == 0:
-                head = f"level {levels[column]:g}" if column == 0 else f"{levels[column]:g}"
-                _small(axes, x + width / 2, y - 0.04, head, ha="center")
+                _small(axes, x + width / 2, y - 0.04, heads[column], ha="center")
             _place(axes, image, x, y, width, height)
             text = figure_style.value_text(op.row, value)
             _caption(axes, x + width / 2, y + height, text)

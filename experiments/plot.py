@@ -180,11 +180,11 @@ def _ops(run, dataset):
     if run.policy.kind == "schedule":
         content = run.policy.content
         own = [tuple(content.level[content.row == index].tolist()) for index in range(len(rows))]
-        columns = tuple(range(1, 1 + max(map(len, own))))
+        heads = ("candidate 1", *(str(number) for number in range(2, 1 + max(map(len, own)))))
         title += " at the levels of their candidates"
     else:
         own = [LEVELS if op.unit else (0.0,) for op in rows]
-        columns = LEVELS
+        heads = (f"level {LEVELS[0]:g}", *(f"{level:g}" for level in LEVELS[1:]))
         title += ", by level and value"
     cells = [(row, level) for row, levels in enumerate(own) for level in levels]
     row, level = (np.array(column) for column in zip(*cells))
@@ -204,8 +204,8 @@ def _ops(run, dataset):
         for index, op in enumerate(rows)
     ]
     if any(op.random_sign for op in rows):
-        title += " (±: mirrored, + is shown)" if columns != LEVELS else " (±: mirrored at random, + is shown)"
-    return image_figures.ops_sheet(title, image, columns, ops)
+        title += " (±: mirrored at random, + is shown)"
+    return image_figures.ops_sheet(title, image, heads, ops)
 
 
 def _augmented_images(run, dataset):

@@ -109,12 +109,12 @@ def _to_line(run):
 def _read_run(definition, path):
     """The run of a finished training, or None if no cell has its recipe; copies a policy that was found."""
     found, summary = run_folder.read_flags(path), run_folder.read_summary(path)
-    search_path = _search_folder(path, found)
-    flags, search_flags = table_definition.what_was_run(found), None
-    if search_path:
+    flags, search_flags, search_path = table_definition.what_was_run(found), None, None
+    cell = _cell(definition, flags, None)  # a policy that its recipe names
+    if cell is None and (search_path := _search_folder(path, found)):
         del flags["policy"]
         search_flags = table_definition.what_was_run(run_folder.read_flags(search_path))
-    cell = _cell(definition, flags, search_flags)
+        cell = _cell(definition, flags, search_flags)
     if cell is None:
         return None
     seed = int(found["seed"])

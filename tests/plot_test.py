@@ -116,9 +116,9 @@ def test_ops_sheet_shows_what_pillow_makes(dataset, monkeypatch, run):
     sheets = []
     monkeypatch.setattr(image_figures, "ops_sheet", lambda *arguments: sheets.append(arguments))
     plot._ops(finished_search.read(run[0]), dataset)
-    (_, original, levels, ops) = sheets[0]
+    (_, original, heads, ops) = sheets[0]
     shown = {op.row.name: op for op in ops}
-    assert len(shown) == 16 and levels == (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert len(shown) == 16 and heads == ("level 0", "0.25", "0.5", "0.75", "1")
     np.testing.assert_array_equal(shown["Invert"].images, [255 - original])
     turned = Image.fromarray(original).transpose(Image.Transpose.ROTATE_90)
     np.testing.assert_array_equal(shown["Rotate90"].images, [np.asarray(turned)])

@@ -272,6 +272,18 @@ def test_runs_are_collected_into_the_table(definition, tmp_path, capsys):
     assert (definition.path / "table.png").stat().st_size > 20_000
 
 
+def test_a_policy_that_a_recipe_names_may_be_that_of_a_search(tmp_path):
+    search_path = write_search(tmp_path / "searched", {"seed": 0, "method": "dada"})
+    rows = json.loads(json.dumps(DEFINITION["rows"]))
+    rows[0]["train"] = [f"--policy={search_path / 'policy.json'}"]
+    named = table_definition.load(write(tmp_path / "named", rows=rows))
+    cell = named.columns[0].key, rows[0]["key"]
+    path = tmp_path / "runs" / "seed_0"
+    write_run(path, {**named.recipes[cell].train_flags, "seed": 0, "run_dir": str(path)}, 0.25)
+    (found,), unused = table_runs.collect(named, tmp_path / "runs")
+    assert (found.column, found.row) == cell and found.search is None and not unused
+
+
 def test_runs_of_other_recipes_are_refused(definition):
     line = run(definition, "small", "identity", 0, 0.1)._asdict()
     line["flags"] = {**line["flags"], "epochs": "9"}
