@@ -74,14 +74,11 @@ def _steps_panel(axes, part):
             found = costs if method == "dada" else part["ddas"][name]
             for key, label, color in bars:
                 axes.bar(place, found[key], 0.8, color=color, label=None if label in labelled else label)
-                axes.text(
-                    place,
-                    found[key],
-                    f"{found[key]:.1f}",
-                    ha="center",
-                    va="bottom",
-                    fontsize=figure_style.SMALL,
-                )
+                # DDAS inside its bars, clear of the lines of the operation counts.
+                inside = {"va": "top", "color": "white", "weight": "bold"}
+                side = inside if method == "ddas" else {"va": "bottom"}
+                text = f"{found[key]:.1f}"
+                axes.text(place, found[key], text, ha="center", fontsize=figure_style.SMALL, **side)
                 labelled.add(label)
                 place += 1
             if method == "ddas":
