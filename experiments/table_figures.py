@@ -49,6 +49,9 @@ def draw(
         parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
         for part, found in zip(parts, run):
             part.suptitle(found[0].column.name, x=0.015, ha="left", fontsize=9)
+            if not any(cell.row.search is not None or cell.paper_hours for cell in found):
+                _runs_panel(part.subplots(), found)  # nothing was searched for: no cost to show
+                continue
             runs, cost = part.subplots(1, 2, width_ratios=[1.3, 1])
             _runs_panel(runs, found)
             _cost_panel(cost, definition, found, "Cost of the search", (3.1, _HEIGHTS["row"] * len(found)))
