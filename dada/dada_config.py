@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dada import dada_official, op_table, policy_space, train_state
+from dada import dada_official, op_table, policy_space, schedules
 
 ESTIMATORS = ("relax", "reinforce", "gumbel", "straight_through")
 
@@ -80,19 +80,25 @@ class Config:
             dada_official.check(self)
         if names := op_table.random_ops(self.space):
             raise ValueError(f"space: got the random ops {', '.join(names)}, which only DeepAA searches")
+        for field in ("num_epochs", "steps_per_epoch"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: got {getattr(self, field)}, expected 1 or more")
         if min(self.temperature) <= 0:
             raise ValueError(f"temperature: got {self.temperature}, expected two numbers above 0")
 
 
 def learning_rate(config: Config, step: jax.Array) -> jax.Array:
-    """Network learning rate of a step: cosine per epoch; the official preset runs one epoch ahead."""
-    return train_state.cosine_schedule(
-        step,
-        base_learning_rate=config.learning_rate,
-        steps_per_epoch=config.steps_per_epoch,
+    """Network learning rate of a step: cosine, constant within an epoch.
+
+    The official preset runs one epoch ahead: its scheduler is stepped before the first epoch, so that
+    `config.learning_rate` is never used and the last epoch runs at the floor.
+    """
+    epoch = step // config.steps_per_epoch + (1 if config.preset == "official" else 0)
+    return schedules.cosine(
+        epoch,
+        learning_rate=config.learning_rate,
         num_epochs=config.num_epochs,
         floor=config.learning_rate_floor,
-        epoch_offset=1 if config.preset == "official" else 0,
     )
 
 

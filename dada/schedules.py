@@ -1,4 +1,4 @@
-"""Learning rates of the evaluation trainings, as functions of the epochs done, a real number.
+"""Learning rates of searches and trainings, as functions of the epochs done, a real number.
 
 Contract: each schedule maps `epoch` (a number or a traced scalar, updates done / updates per epoch)
 to the learning rate of the next update. Warm-up comes first and has its own clock: the schedule
@@ -20,22 +20,24 @@ import jax.numpy as jnp
 Number = float | jax.Array
 
 
-def cosine(epoch: Number, *, learning_rate: Number, num_epochs: float) -> jax.Array:
-    """Falls from `learning_rate` to 0 along half a cosine.
+def cosine(epoch: Number, *, learning_rate: Number, num_epochs: float, floor: float = 0.0) -> jax.Array:
+    """Falls from `learning_rate` to `floor` along half a cosine.
 
-      eta(t) = eta_0 (1 + cos(pi t / T)) / 2
+      eta(t) = floor + (eta_0 - floor) (1 + cos(pi t / T)) / 2
 
     The published recipes set T to all epochs, warm-up included: with a warm-up the last updates are
     then above 0 (0.00062 of a peak of 0.4 for 5 of 200 epochs). T = E - W ends at 0.
 
     Args:
-      epoch: t, at least 0; beyond T the learning rate stays 0.
+      epoch: t, at least 0; beyond T the learning rate stays at `floor`.
       learning_rate: eta_0.
       num_epochs: T, above 0.
+      floor: eta(T).
     Returns:
       floating scalar.
     """
-    return learning_rate * (1.0 + jnp.cos(jnp.pi * jnp.clip(epoch / num_epochs, 0.0, 1.0))) / 2.0
+    share = jnp.clip(epoch / num_epochs, 0.0, 1.0)
+    return floor + (learning_rate - floor) * (1.0 + jnp.cos(jnp.pi * share)) / 2.0
 
 
 def step(

@@ -1,4 +1,4 @@
-"""The plain training step: SGD, learning-rate schedule, loss, and the state that they carry.
+"""The plain training step: SGD, loss, and the state that they carry.
 
 Contract: everything is a pure function of its arguments. Images come in augmented and normalised;
 `apply` is a network's (params, batch_stats, images, is_training, key, axis_name=) -> (logits,
@@ -122,44 +122,6 @@ def sgd_update(
     # Nesterov's direction h + mu B' has the form of the momentum update, B' in the place of B.
     step = jax.tree.map(next_momentum, new_momentum, direction) if nesterov else new_momentum
     return jax.tree.map(descend, params, step), new_momentum
-
-
-def cosine_schedule(
-    step: int | jax.Array,
-    *,
-    base_learning_rate: float,
-    steps_per_epoch: int,
-    num_epochs: int,
-    floor: float = 0.001,
-    epoch_offset: int = 0,
-) -> jax.Array:
-    """Learning rate that falls once per epoch along half a cosine.
-
-      eta_e = floor + (base - floor) (1 + cos(pi e / E)) / 2,   e = step // steps_per_epoch + offset
-
-    `epoch_offset=0` starts at `base`. 1 is the released DADA code: its scheduler is stepped before
-    the first epoch, so that `base` is never used and the last epoch runs at `floor`.
-
-    Args:
-      step: number of updates done, int scalar, may be traced.
-      base_learning_rate: eta at e = 0.
-      steps_per_epoch: at least 1.
-      num_epochs: E, at least 1; later epochs stay at `floor`.
-      floor: eta at e = E.
-      epoch_offset: 0 or 1.
-    Returns:
-      floating scalar.
-    Raises:
-      ValueError: steps_per_epoch or num_epochs is below 1.
-    Reference: Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5.
-    """
-    if steps_per_epoch < 1 or num_epochs < 1:
-        raise ValueError(
-            "cosine_schedule: expected steps_per_epoch >= 1 and num_epochs >= 1, got "
-            f"{steps_per_epoch} and {num_epochs}"
-        )
-    epoch = jnp.minimum(step // steps_per_epoch + epoch_offset, num_epochs)
-    return floor + (base_learning_rate - floor) * (1.0 + jnp.cos(jnp.pi * epoch / num_epochs)) / 2.0
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:

@@ -1,5 +1,7 @@
 """DADA steps in a row, on devices and seeds: what they find, and the policy that is read from them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,29 @@ from dada_problem import (
     start,
 )
 
-from dada import dada_search, layers, op_table
+from dada import dada_config, dada_search, layers, op_table
+
+
+def test_learning_rate_of_both_presets():
+    corrected, official = (
+        [float(dada_config.learning_rate(settings, 16 * epoch)) for epoch in range(20)]
+        for settings in (
+            config(preset=preset, num_epochs=20, steps_per_epoch=16, learning_rate=0.1)
+            for preset in ("corrected", "official")
+        )
+    )
+    # The figures of the released code's scheduler, which is one epoch ahead.
+    np.testing.assert_allclose(
+        [official[0], official[1], official[18], official[19]], [0.0994, 0.0976, 0.0016, 0.001], atol=5e-5
+    )
+    assert official[19] == np.float32(0.001)
+    np.testing.assert_allclose([corrected[0], corrected[10]], [0.1, 0.0505], rtol=1e-5)
+    np.testing.assert_allclose(corrected[1:], official[:-1], rtol=1e-6)
+    # Constant within an epoch, and the floor for ever after the last.
+    settings = config(num_epochs=20, steps_per_epoch=16, learning_rate=0.1)
+    rate = functools.partial(dada_config.learning_rate, settings)
+    assert rate(16) == rate(31) != rate(32)
+    assert rate(320) == rate(5000) == np.float32(0.001)
 
 
 def test_official_policy_is_read_before_the_current_epoch():
@@ -145,6 +169,7 @@ def test_pairs_share_gradients_unless_told_not_to():
         ({"preset": "official", "draws": "image"}, "draws: got 'image', but the official preset"),
         ({"preset": "official", "policy_space": "slots"}, "policy_space: got 'slots', but the official"),
         ({"temperature": (0.5, 0.0)}, "expected two numbers above 0"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch: got 0, expected 1 or more"),
     ],
 )
 def test_bad_settings_say_what_is_allowed(changes, message):

@@ -158,31 +158,6 @@ def test_dtype_of_the_parameters_is_kept():
         assert new_params.dtype == momentum.dtype == np.float32
 
 
-def test_cosine_schedule_numbers():
-    rate = quick_jit.jit(
-        functools.partial(
-            train_state.cosine_schedule, base_learning_rate=0.1, steps_per_epoch=16, num_epochs=20
-        ),
-        static_argnames=("epoch_offset",),
-    )
-    official = [float(rate(16 * epoch, epoch_offset=1)) for epoch in range(20)]
-    np.testing.assert_allclose(
-        [official[0], official[1], official[18], official[19]],
-        [0.0994, 0.0976, 0.0016, 0.001],
-        atol=5e-5,
-    )
-    assert official[19] == np.float32(0.001)
-    corrected = [float(rate(16 * epoch)) for epoch in range(20)]
-    np.testing.assert_allclose(corrected[0], 0.1, rtol=1e-6)
-    np.testing.assert_allclose(corrected[10], 0.0505, rtol=1e-5)
-    np.testing.assert_allclose(corrected[1:], official[:-1], rtol=1e-6)
-    # Constant within an epoch, and the floor for ever after the last.
-    assert rate(16) == rate(31) != rate(32)
-    assert rate(320) == rate(5000) == np.float32(0.001)
-    with pytest.raises(ValueError, match="steps_per_epoch >= 1"):
-        rate.__wrapped__(0, steps_per_epoch=0)
-
-
 def test_cross_entropy_by_hand():
     logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [4.0, 4.0, 2.0]]))
     actual = train_state.cross_entropy(logits, jnp.array([2, 0]))
