@@ -31,6 +31,8 @@ class Config:
       share_between_pairs: pairs that have an op in common share gradients; not in the official preset.
       orthogonal_to_clean: the validation gradient loses its part along the gradient of the un-augmented
         training batch, so that ops are paid only for what they add; not in the official preset.
+      validation_statistics: "batch" or "running", of batch norm at the validation images; "running" are
+        those that the training batch of the step has left, constants of V.
       temperature: (at the start, at the end), linear in between; of the relaxed samples.
       crop_padding, flip, cutout_length: base augmentation around the policy, as in the papers.
       mean, std: per channel, of images in [0, 1].
@@ -55,6 +57,7 @@ class Config:
     control_learning_rate: float = 0.01
     share_between_pairs: bool = True
     orthogonal_to_clean: bool = False
+    validation_statistics: str = "batch"
     temperature: tuple[float, float] = (0.5, 0.5)
     crop_padding: int = 4
     flip: bool = True
@@ -70,6 +73,7 @@ class Config:
             "draws": ("image", "batch"),
             "estimator": ESTIMATORS,
             "hypergradient": ("exact", "finite_difference"),
+            "validation_statistics": ("batch", "running"),
         }
         for field, values in allowed.items():
             if getattr(self, field) not in values:

@@ -41,6 +41,7 @@ def check(config: Any) -> None:
         ("policy_space", ("pairs",)),
         ("draws", ("batch",)),
         ("estimator", ("relax", "reinforce", "gumbel")),
+        ("validation_statistics", ("batch",)),
     ):
         value = getattr(config, field)
         if value not in allowed:

@@ -19,6 +19,10 @@ same, bits that were not drawn are updated, one draw serves a whole batch, the u
 clipped, and the policy is read one epoch early. The papers' step size eta is left out of the policy
 gradient in both: Adam divides it out, and late epochs weigh as much as early ones.
 
+`validation_statistics` says what batch norm takes for the validation batch: its own statistics, as in the
+released code, or the running ones, as a test will. With its own the search does not see what batch norm
+undoes, such as a change of brightness, for which a test then has the wrong statistics.
+
 With batch statistics, s_i is the derivative of l_i with the statistics of its batch: it carries what
 image i owes to the others' statistics, not what the others owe to image i's.
 
@@ -171,7 +175,8 @@ def gradients(
     unrolled = update(gradient, clip_norm=None)[0] if config.preset == "official" else params
 
     def valid_logits(params, images):
-        return config.apply(params, train.batch_stats, images, True, network_key, axis_name=axis_name)[0]
+        own = config.validation_statistics == "batch"
+        return config.apply(params, stats, images, own, network_key, axis_name=axis_name)[0]
 
     valid_gradient, valid_metrics = validation.gradient(
         valid_logits, unrolled, valid_batch, config.mean, config.std, axis_name
