@@ -14,13 +14,14 @@ from dada_problem import (
     apply,
     config,
     drawn,
+    jitted_gradients,
     jitted_step,
     network,
     spread,
     start,
 )
 
-from dada import dada_config, dada_search, layers, op_table
+from dada import augment, dada_config, dada_search, layers, op_table, train_state
 
 
 def test_learning_rate_of_both_presets():
@@ -89,6 +90,27 @@ def normalized_apply(params, batch_stats, images, is_training, key=None, *, axis
         params["norm"], batch_stats, images, is_training, momentum=0.1, axis_name=axis_name
     )
     return apply(params, {}, images, is_training)[0], batch_stats
+
+
+def test_running_statistics_are_a_test_and_show_what_batch_norm_undoes():
+    norm, stats = layers.init_batch_norm(3)
+    half = batch(1).images // 2
+    dim, bright = (batch(1)._replace(images=images) for images in (half, 2 * half))
+    found = {}
+    for statistics in ("batch", "running"):
+        settings = config(apply=normalized_apply, validation_statistics=statistics)
+        state = dada_search.init(jax.random.key(0), settings, {**network(), "norm": norm}, stats)
+        found[statistics] = [jitted_gradients(settings, state, batch(0), valid) for valid in (dim, bright)]
+    for (gradient, _, metrics), (other, _, other_metrics) in (found["batch"],):
+        np.testing.assert_allclose(metrics["valid_loss"], other_metrics["valid_loss"], rtol=1e-4)
+        np.testing.assert_allclose(gradient[0].level, other[0].level, rtol=1e-3, atol=1e-6)
+    losses = []
+    for (_, after, metrics), valid in zip(found["running"], (dim, bright)):
+        images = augment.normalize(valid.images, settings.mean, settings.std)
+        expected = train_state.eval_step(normalized_apply, after, images, valid.labels)
+        np.testing.assert_allclose(metrics["valid_loss"], expected["loss"], rtol=1e-6)
+        losses.append(metrics["valid_loss"])
+    assert abs(losses[0] - losses[1]) > 0.02
 
 
 def test_one_device_and_eight_agree():
@@ -168,6 +190,8 @@ def test_pairs_share_gradients_unless_told_not_to():
         ({"policy_space": "triples"}, "policy_space: got 'triples'"),
         ({"preset": "official", "draws": "image"}, "draws: got 'image', but the official preset"),
         ({"preset": "official", "policy_space": "slots"}, "policy_space: got 'slots', but the official"),
+        ({"validation_statistics": "train"}, "validation_statistics: got 'train', expected one of batch"),
+        ({"preset": "official", "validation_statistics": "running"}, "the official preset has only batch"),
         ({"temperature": (0.5, 0.0)}, "expected two numbers above 0"),
         ({"steps_per_epoch": 0}, "steps_per_epoch: got 0, expected 1 or more"),
     ],
