@@ -31,8 +31,9 @@ class Config:
       share_between_pairs: pairs that have an op in common share gradients; not in the official preset.
       orthogonal_to_clean: the validation gradient loses its part along the gradient of the un-augmented
         training batch, so that ops are paid only for what they add; not in the official preset.
-      validation_statistics: "batch" or "running", of batch norm at the validation images; "running" are
-        those that the training batch of the step has left, constants of V.
+      validation_statistics: "batch", or "running": at the validation images the network is as in a test,
+        with the running statistics after the step's training pass, held fixed, and without drawn noise;
+        not in the official preset.
       temperature: (at the start, at the end), linear in between; of the relaxed samples.
       crop_padding, flip, cutout_length: base augmentation around the policy, as in the papers.
       mean, std: per channel, of images in [0, 1].

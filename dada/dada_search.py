@@ -20,11 +20,12 @@ clipped, and the policy is read one epoch early. The papers' step size eta is le
 gradient in both: Adam divides it out, and late epochs weigh as much as early ones.
 
 `validation_statistics` says what batch norm takes for the validation batch: its own statistics, as in the
-released code, or the running ones, as a test will. With its own the search does not see what batch norm
-undoes, such as a change of brightness, for which a test then has the wrong statistics.
+released code, or the running ones, as a test does. What batch norm undoes, such as a change of brightness,
+shows in a test but hardly under statistics of the batch's own: the running ones find its level
+(experiments/results/planted). On images of one source they gained nothing (experiments/results/small_data).
 
-With batch statistics, s_i is the derivative of l_i with the statistics of its batch: it carries what
-image i owes to the others' statistics, not what the others owe to image i's.
+The training pass always has batch statistics: s_i is the derivative of l_i with the statistics of its
+batch and carries what image i owes to the others' statistics, not what the others owe to image i's.
 
 `step` is pure: jit it, scan it, vmap it over seeds, or pmap it with `axis_name`.
 """
@@ -37,7 +38,6 @@ import numpy as np
 import optax
 
 from dada import (
-    augment,
     dada_config,
     dada_official,
     estimators,
@@ -125,8 +125,8 @@ def gradients(
     Returns:
       ((gradient for the policy, gradient for the control variate), network after its update, metrics).
       In the corrected preset the gradient is that of < v, theta'(phi) > over the length of u, eq. (1) of
-      `hypergradient`, and so without `orthogonal_to_clean` that of V(theta'(phi)): exact in the levels
-      (relaxed mixtures: in everything), an estimate in the rest.
+      `hypergradient`, and so without `orthogonal_to_clean` that of V(theta'(phi)), running statistics held
+      fixed: exact in the levels (relaxed mixtures: in everything), an estimate in the rest.
     """
     train, parameters = state.train, state.policy
     rate = dada_config.learning_rate(config, train.step)
@@ -178,13 +178,13 @@ def gradients(
         own = config.validation_statistics == "batch"
         return config.apply(params, stats, images, own, network_key, axis_name=axis_name)[0]
 
-    valid_gradient, valid_metrics = validation.gradient(
-        valid_logits, unrolled, valid_batch, config.mean, config.std, axis_name
-    )
+    def unaugmented(batch):
+        return validation.gradient(valid_logits, unrolled, batch, config.mean, config.std, axis_name)
+
+    valid_gradient, valid_metrics = unaugmented(valid_batch)
     if config.orthogonal_to_clean and config.preset == "corrected":
-        clean_images = augment.normalize(train_batch.images, config.mean, config.std)
-        clean = jax.grad(lambda params: mean_loss(params, clean_images)[0])(unrolled)
-        valid_gradient = hypergradient.orthogonal_part(valid_gradient, mean_of_devices(clean, axis_name))
+        clean_gradient, _ = unaugmented(train_batch)
+        valid_gradient = hypergradient.orthogonal_part(valid_gradient, clean_gradient)
 
     if config.hypergradient == "exact":
         score = hypergradient.alignment

@@ -1,8 +1,8 @@
 """Learning rates of searches and trainings, as functions of the epochs done, a real number.
 
-Contract: each schedule maps `epoch` (a number or a traced scalar, updates done / updates per epoch)
-to the learning rate of the next update. Warm-up comes first and has its own clock: the schedule
-behind it starts when the warm-up ends, so that what it calls epoch 0 is epoch `warmup_epochs`.
+Contract: each schedule maps `epoch` (a number or a traced scalar: updates done / updates per epoch, or
+that rounded down) to the learning rate of the next update. Warm-up comes first and has its own clock:
+the schedule behind it starts when the warm-up ends, so that what it calls epoch 0 is epoch `warmup_epochs`.
 
 Symbols: eta learning rate, t epochs done, W warm-up epochs, m multiplier, T length of the cosine.
 

@@ -37,7 +37,10 @@ flags.DEFINE_float(
 flags.DEFINE_bool("share_between_pairs", True, "Pairs that have an op in common share gradients.")
 flags.DEFINE_bool("orthogonal_to_clean", False, "Pay ops for what un-augmented images do not teach.")
 flags.DEFINE_enum(
-    "validation_statistics", "batch", ("batch", "running"), "Of batch norm at the validation images."
+    "validation_statistics",
+    "batch",
+    ("batch", "running"),
+    "Of batch norm at the validation images; running: as in a test.",
 )
 flags.DEFINE_float("temperature", None, "Of relaxed samples: 0.5; 1.0 for mixtures.", lower_bound=1e-3)
 flags.DEFINE_float(

@@ -97,7 +97,7 @@ def test_running_statistics_are_a_test_and_show_what_batch_norm_undoes():
     dim, bright = (batch(1)._replace(images=images) for images in (half, 2 * half))
 
     @functools.partial(quick_jit.jit, static_argnums=0)
-    def network_and_loss(statistics, valid):
+    def valid_and_test_loss(statistics, valid):
         settings = config(apply=normalized_apply, validation_statistics=statistics)
         state = dada_search.init(jax.random.key(0), settings, {**network(), "norm": norm}, stats)
         _, after, metrics = dada_search.gradients(settings, state, batch(0), valid)
@@ -105,9 +105,9 @@ def test_running_statistics_are_a_test_and_show_what_batch_norm_undoes():
         tested = train_state.eval_step(normalized_apply, after, images, valid.labels)
         return metrics["valid_loss"], tested["loss"]
 
-    (blind_dim, _), (blind_bright, _) = (network_and_loss("batch", valid) for valid in (dim, bright))
+    (blind_dim, _), (blind_bright, _) = (valid_and_test_loss("batch", valid) for valid in (dim, bright))
     np.testing.assert_allclose(blind_dim, blind_bright, rtol=1e-4)
-    results = [network_and_loss("running", valid) for valid in (dim, bright)]
+    results = [valid_and_test_loss("running", valid) for valid in (dim, bright)]
     for loss, tested in results:
         np.testing.assert_allclose(loss, tested, rtol=1e-6)
     assert abs(results[0][0] - results[1][0]) > 0.02

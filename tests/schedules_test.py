@@ -32,6 +32,11 @@ def imagenet(epoch):
     )
 
 
+def dada_search(epoch):
+    """0.1 to 0.001 in 20 epochs."""
+    return schedules.cosine(epoch, learning_rate=0.1, num_epochs=20, floor=0.001)
+
+
 def deepaa(epoch, cosine_epochs=195):
     """0.1 with a warm-up from 0."""
     return schedules.with_warmup(
@@ -63,6 +68,7 @@ def deepaa(epoch, cosine_epochs=195):
         (deepaa, 5, 0.1),
         (deepaa, 200, 0.0),
         (functools.partial(deepaa, cosine_epochs=200), 200, 1.5e-4),  # as DDAS trains
+        *((dada_search, epoch, rate) for epoch, rate in ((0, 0.1), (10, 0.0505), (20, 0.001), (30, 0.001))),
     ],
 )
 def test_published_learning_rates(schedule, epoch, expected):

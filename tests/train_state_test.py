@@ -1,4 +1,4 @@
-"""SGD against PyTorch's formulas in numpy, the learning rate, and losses by hand."""
+"""SGD against PyTorch's formulas in numpy, and losses by hand."""
 
 import functools
 
