@@ -21,8 +21,8 @@ gradient in both: Adam divides it out, and late epochs weigh as much as early on
 
 `validation_statistics` says what batch norm takes for the validation batch: its own statistics, as in the
 released code, or the running ones, as a test does. What batch norm undoes, such as a change of brightness,
-shows in a test but hardly under statistics of the batch's own: the running ones find its level
-(experiments/results/planted). On images of one source they gained nothing (experiments/results/small_data).
+shows in a test but hardly under statistics of the batch's own (experiments/results/planted_training). On
+images of one source the running ones gained nothing (experiments/results/small_data).
 
 The training pass always has batch statistics: s_i is the derivative of l_i with the statistics of its
 batch and carries what image i owes to the others' statistics, not what the others owe to image i's.
