@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dada import dada_official, op_table, policy_space, schedules
+from dada import config_checks, dada_official, op_table, policy_space, schedules
 
 ESTIMATORS = ("relax", "reinforce", "gumbel", "straight_through")
 
@@ -68,7 +68,7 @@ class Config:
     top_k: int = 25
 
     def __post_init__(self):
-        allowed = {
+        choices = {
             "preset": ("corrected", "official"),
             "policy_space": ("pairs", "slots"),
             "draws": ("image", "batch"),
@@ -76,18 +76,12 @@ class Config:
             "hypergradient": ("exact", "finite_difference"),
             "validation_statistics": ("batch", "running"),
         }
-        for field, values in allowed.items():
-            if getattr(self, field) not in values:
-                raise ValueError(
-                    f"{field}: got {getattr(self, field)!r}, expected one of {', '.join(values)}"
-                )
+        config_checks.check_choices(self, choices)
         if self.preset == "official":
             dada_official.check(self)
         if names := op_table.random_ops(self.space):
             raise ValueError(f"space: got the random ops {', '.join(names)}, which only DeepAA searches")
-        for field in ("num_epochs", "steps_per_epoch"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}: got {getattr(self, field)}, expected 1 or more")
+        config_checks.check_counts(self, "num_epochs", "steps_per_epoch")
         if min(self.temperature) <= 0:
             raise ValueError(f"temperature: got {self.temperature}, expected two numbers above 0")
 

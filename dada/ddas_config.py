@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from dada import op_table, schedules
+from dada import config_checks, op_table, schedules
 from dada.ddas_candidates import Candidates
 
 # Fields in which the released CIFAR scripts differ from the defaults; `ddas_search` says why.
@@ -73,19 +73,13 @@ class Config:
     std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
 
     def __post_init__(self):
-        for field, values in {
-            "preset": ("corrected", "official"),
-            "draws": ("image", "batch"),
-        }.items():
-            if getattr(self, field) not in values:
-                raise ValueError(
-                    f"{field}: got {getattr(self, field)!r}, expected one of {', '.join(values)}"
-                )
+        config_checks.check_choices(
+            self, {"preset": ("corrected", "official"), "draws": ("image", "batch")}
+        )
         if self.preset == "official" and self.draws != "batch":
             raise ValueError(f"draws: got {self.draws!r}, but the official preset has only batch")
-        for field in ("num_policies", "num_ops", "smoothing", "num_epochs", "steps_per_epoch"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}: got {getattr(self, field)}, expected 1 or more")
+        counts = ("num_policies", "num_ops", "smoothing", "num_epochs", "steps_per_epoch")
+        config_checks.check_counts(self, *counts)
         is_inside = 0.0 < self.initial_p_tp < 1.0
         if not is_inside and (self.learn_p_tp or self.initial_p_tp not in (0.0, 1.0)):
             raise ValueError(

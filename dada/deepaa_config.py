@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dada import op_table
+from dada import config_checks, op_table
 
 # Extra ops of the space "deepaa" by the kind of images, in the order of the published policies.
 CIFAR_OPS = ("RandFlip", "RandCutout", "RandCrop")
@@ -59,17 +59,11 @@ class Config:
     std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
 
     def __post_init__(self):
-        for field, values in (
-            ("preset", ("corrected", "official")),
-            ("chunk_loop", ("scan", "python")),
-        ):
-            if getattr(self, field) not in values:
-                raise ValueError(
-                    f"{field}: got {getattr(self, field)!r}, expected one of {', '.join(values)}"
-                )
-        for field in ("num_layers", "updates_per_layer", "num_chains", "num_prefixes", "chunk_size"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}: got {getattr(self, field)}, expected 1 or more")
+        config_checks.check_choices(
+            self, {"preset": ("corrected", "official"), "chunk_loop": ("scan", "python")}
+        )
+        counts = ("num_layers", "updates_per_layer", "num_chains", "num_prefixes", "chunk_size")
+        config_checks.check_counts(self, *counts)
         if self.grid_size < 2:
             raise ValueError(f"grid_size: got {self.grid_size}, expected 2 or more")
         if self.stop_probability is not None and not 0.0 < self.stop_probability <= 1.0:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dada import augment, image_keys, op_table, policy, sampling, schedules, train_state
+from dada import augment, config_checks, image_keys, op_table, policy, sampling, schedules, train_state
 
 POSITIONS = ("after_crop", "first")
 SCHEDULES = ("cosine", "step")
@@ -86,21 +86,15 @@ class Config:
     std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
 
     def __post_init__(self):
-        for field, allowed in (
-            ("policy_position", POSITIONS),
-            ("schedule", SCHEDULES),
-            ("dtype", ("float32", "bfloat16")),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"{field}: got {getattr(self, field)!r}, expected one of {', '.join(allowed)}"
-                )
+        config_checks.check_choices(
+            self,
+            {"policy_position": POSITIONS, "schedule": SCHEDULES, "dtype": ("float32", "bfloat16")},
+        )
         if self.schedule == "step" and not self.decay_epochs:
             raise ValueError("decay_epochs: got none, expected one or more for the step schedule")
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing: got {self.label_smoothing}, expected 0 to 1")
-        if self.batch_augmentation < 1:
-            raise ValueError(f"batch_augmentation: got {self.batch_augmentation}, expected 1 or more")
+        config_checks.check_counts(self, "batch_augmentation")
         learning_rate(self, 0)  # refuses a warm-up that does not fit
 
 

@@ -14,7 +14,7 @@ ALL = LIBRARY + sorted((ROOT / "experiments").rglob("*.py"))
 # From the leaves upwards: a file imports only from earlier rows.
 LAYERS = [
     {"relaxation", "estimators", "hypergradient", "layers", "color_ops", "spatial_ops", "train_state"}
-    | {"crop_ops", "schedules", "image_keys"},
+    | {"crop_ops", "schedules", "image_keys", "config_checks"},
     {"op_table", "models", "policy_space", "ddas_gradient"},
     {"policy", "fast_path", "relaxed_augment", "dada_official", "ddas_candidates"},
     {"policy_table", "sampling", "dada_config", "baselines", "ddas_config", "ddas_schedule"}
