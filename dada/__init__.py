@@ -1,8 +1,13 @@
-"""Differentiable augmentation-policy search in plain JAX: DADA, on a core that other methods share.
+"""Differentiable augmentation-policy search in plain JAX: DADA, DDAS and DeepAA on one core.
 
-Read from the bottom up: `color_ops` and `spatial_ops` (one image, one op) are named and given ranges
-by `op_table`; a `policy` is sampled by `sampling` into draws that `augment` applies to a batch;
-`relaxation`, `estimators` and `hypergradient` are the mathematics of the searches and import nothing
-of this package; `dada_search` puts them together, and `policy_training` judges what it found.
-Import modules: `from dada import color_ops`.
+Rooms, from the bottom up; a room imports only from those before it, and a folder is what one copies:
+    ops        one image, one op; names, ranges and search spaces       copy alone
+    gradients  relaxations, estimators, gradients through a step        copy alone
+    models     networks as `init` and `apply`                           copy alone
+    policies   the artefact that a search finds and a training uses     copy with ops
+    augment    from a policy and a key to augmented batches             copy with ops and policies
+    training   training with a policy                                   copy with all of these and checks.py
+    searches   one folder for each method                               copy the whole package
 """
+
+__version__ = "0.1.0"

@@ -29,24 +29,18 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from dada import models
-from experiments import (
+from experiments.data import datasets
+from experiments.figures import benchmark_figure
+from experiments.measure import (
     benchmark_augment,
-    benchmark_figure,
     benchmark_planted,
     benchmark_report,
     benchmark_steps,
     benchmark_train,
-    command_line,
-    compilation_cache,
-    compiled_loop,
-    dada_method,
-    datasets,
-    ddas_method,
-    run_flags,
-    run_folder,
-    train_run,
 )
-from experiments.benchmark_report import MODELS
+from experiments.measure.benchmark_report import MODELS
+from experiments.methods import dada_method, ddas_method
+from experiments.runs import command_line, compilation_cache, compiled_loop, run_flags, run_folder, train_run
 
 FLAGS = flags.FLAGS
 flags.declare_key_flag("run_dir")

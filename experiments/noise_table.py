@@ -18,8 +18,11 @@ from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from dada import policy, policy_table
-from experiments import command_line, figure_style, noise_simulation, table_cells
+from dada.policies import policy
+from dada.policies import summary as policy_table
+from experiments.figures import figure_style
+from experiments.runs import command_line
+from experiments.summaries import noise_simulation, table_cells
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("simulations", 12, "Simulated searches for each task.", lower_bound=2)

@@ -19,20 +19,20 @@ import pathlib
 import jax
 import numpy as np
 
-from dada import augment, op_table, policy, sampling
-from experiments import (
+from dada import augment, policies
+from dada.augment import sampling
+from dada.ops import table as op_table
+from experiments.data import datasets, planting
+from experiments.figures import (
     chart_figures,
-    command_line,
-    datasets,
     ddas_figures,
     deepaa_figures,
     figure_style,
     finished_search,
     image_figures,
-    planting,
-    run_folder,
     train_plot,
 )
+from experiments.runs import command_line, run_folder
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _CLASSES_SHOWN = 10
@@ -168,7 +168,7 @@ def _augment(images, draws):
     for slot in range(draws[0].shape[1]):
         for start in range(0, len(filled), _BLOCK):
             block = slice(start, start + _BLOCK)
-            one = sampling.Draws(*(leaf[block, slot : slot + 1] for leaf in draws))
+            one = op_table.Draws(*(leaf[block, slot : slot + 1] for leaf in draws))
             after[block] = _apply_draws(after[block], one)
     return after[: len(images)]
 
@@ -223,7 +223,7 @@ def _augmented_images(run, dataset):
     draws = jax.jit(lambda key: sampling.sample(key, run.policy, *sizes, epoch=epoch))(key)
     after = _augment(repeated, draws)
     grid = after.reshape(num_draws, num_images, *images.shape[1:])
-    captions = np.array(_captions(policy.space(run.policy), draws), object).reshape(num_draws, num_images)
+    captions = np.array(_captions(policies.space(run.policy), draws), object).reshape(num_draws, num_images)
     block = image_figures.Block(
         "The policy alone, without the crop, flip and cutout of the training around it",
         [list(images), *(list(row) for row in grid)],

@@ -16,21 +16,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from dada import models, op_table, policy_table
-from experiments import (
-    command_line,
-    compilation_cache,
-    dada_method,
-    datasets,
-    ddas_method,
-    deepaa_method,
-    devices,
-    planting,
-    run_flags,
-    search_loop,
-    search_run,
-    seeds,
-)
+from dada import models, ops, policies
+from experiments.data import datasets, planting
+from experiments.methods import dada_method, ddas_method, deepaa_method, search_loop, search_run
+from experiments.runs import command_line, compilation_cache, devices, run_flags, seeds
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(run_flags)
@@ -104,13 +93,13 @@ def _planted_op(text: str | None, config: Any) -> tuple[str, float] | None:
     return name, value
 
 
-def _changes_images(row: op_table.OpRow, value: float) -> bool:
+def _changes_images(row: ops.OpRow, value: float) -> bool:
     return row.identity is None or not math.isclose(value, row.identity, rel_tol=1e-6, abs_tol=1e-6)
 
 
 def _task(dataset: datasets.Dataset) -> search_run.Task:
     """Everything that the flags say, checked, before any folder is made."""
-    space = op_table.search_space(FLAGS.search_space, tuple(FLAGS.extra_ops))
+    space = ops.search_space(FLAGS.search_space, tuple(FLAGS.extra_ops))
     train_indices, valid_indices = _method().split(dataset)
     for flag, count in (("batch_size", len(train_indices)), ("valid_batch_size", len(valid_indices))):
         if getattr(FLAGS, flag) > count:
@@ -160,7 +149,7 @@ def main(arguments: list[str]) -> None:
     )
     for seed, found in _method().run(task, folders):
         folder = folders[seed]
-        print(f"\nseed {seed}\n{policy_table.format_table(found)}")
+        print(f"\nseed {seed}\n{policies.format_table(found)}")
         print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}")
 
 

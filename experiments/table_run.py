@@ -20,7 +20,9 @@ from types import ModuleType
 
 from absl import flags
 
-from experiments import command_line, run_folder, search, table_definition, train
+from experiments import search, train
+from experiments.runs import command_line, run_folder
+from experiments.summaries import table_definition
 
 FLAGS = flags.FLAGS
 flags.declare_key_flag("run_dir")

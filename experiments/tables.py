@@ -10,7 +10,9 @@ policies that searches found for them enter TABLE/policies. Cells that were not 
 
 from absl import flags
 
-from experiments import command_line, table_cells, table_definition, table_figures, table_runs, table_text
+from experiments.figures import table_figures
+from experiments.runs import command_line
+from experiments.summaries import table_cells, table_definition, table_runs, table_text
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("collect", None, "Folder with finished run folders that enter the table.")

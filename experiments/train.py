@@ -17,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dada import ddas_schedule, models, op_table, policy, policy_training
-from experiments import (
+from dada import models, ops, policies
+from dada.policies import schedule
+from dada.training import policy_training
+from experiments.data import datasets, planting
+from experiments.runs import (
     command_line,
     compilation_cache,
-    datasets,
     devices,
     named_policy,
-    planting,
     run_flags,
     seeds,
     train_run,
@@ -83,7 +84,7 @@ def _plant(dataset: datasets.Dataset) -> datasets.Dataset:
     if found is None:
         return dataset
     name, value = found
-    rows = [row for space in op_table.SPACE_NAMES for row in op_table.search_space(space).rows]
+    rows = [row for space in ops.SPACE_NAMES for row in ops.search_space(space).rows]
     if value is None and any(row.unit for row in rows if row.name == name):
         raise ValueError(f"--planted_op={name}: got no value, expected {name}:NUMBER in a training")
     images = planting.plant(name, value or 0.0, jnp.asarray(dataset.test_images))
@@ -97,14 +98,14 @@ def _numbers(flag: str) -> tuple[float, ...]:
         raise ValueError(f"--{flag}: got {','.join(getattr(FLAGS, flag))}, expected numbers") from None
 
 
-def _policy(image_size: tuple[int, int]) -> policy.Policy:
+def _policy(image_size: tuple[int, int]) -> policies.Policy:
     """The policy of the flags, with ops that can be applied to the images."""
     found = named_policy.load(FLAGS.policy)
     if FLAGS.freeze_schedule:
         both = FLAGS.freeze_schedule == "both"
         p_tp, p_o = (both or FLAGS.freeze_schedule == part for part in ("p_tp", "p_o"))
-        found = ddas_schedule.freeze(found, p_tp=p_tp, p_o=p_o)
-    space = policy.space(found)
+        found = schedule.freeze(found, p_tp=p_tp, p_o=p_o)
+    space = policies.space(found)
     if image_size[0] != image_size[1] and "Rotate90" in [row.name for row in space.rows]:
         raise ValueError(
             f"--policy={FLAGS.policy}: Rotate90 needs square images, got {image_size[0]} x {image_size[1]}"

@@ -22,7 +22,9 @@ import numpy as np
 import PIL
 from absl import flags
 
-from experiments import command_line, datasets, verify_estimators, verify_hypergradient, verify_ops
+from experiments.data import datasets
+from experiments.measure import verify_estimators, verify_hypergradient, verify_ops
+from experiments.runs import command_line
 
 
 class Part(NamedTuple):

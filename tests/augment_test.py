@@ -6,11 +6,12 @@ import numpy as np
 import pillow_reference
 import pytest
 
-from dada import augment, fast_path, op_table
-from dada.sampling import Draws
+from dada import augment, ops
+from dada.augment import fast_path
+from dada.ops import Draws
 
-_OPS = op_table.OPS
-_RANGES = {row.name: (row.low, row.high) for row in op_table.search_space("autoaugment").rows}
+_OPS = ops.OPS
+_RANGES = {row.name: (row.low, row.high) for row in ops.search_space("autoaugment").rows}
 # Beyond the search spaces: cutouts of negative side, posterize of no bit, extrapolating enhancers.
 _RANGES |= {
     "Cutout": (-0.05, 0.6),
@@ -166,7 +167,7 @@ def test_differentiable_path_has_the_gradient_of_the_ops():
         total = 0.0
         for i, image in enumerate(jnp.asarray(images)):
             for k in range(2):
-                image = op_table.apply_op(_OPS[op[i, k]], image, value[i, k], draws.center[i, k])
+                image = ops.apply_op(_OPS[op[i, k]], image, value[i, k], draws.center[i, k])
             total += jnp.sum(weights[i] * image)
         return total
 

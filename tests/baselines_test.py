@@ -6,20 +6,22 @@ import jax
 import numpy as np
 import pytest
 
-from dada import baselines, op_table, policy, sampling
+from dada import ops, policies
+from dada.augment import sampling
+from dada.policies import baselines
 
 COUNT = 20_000
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def values(name, row, level):
-    space = op_table.search_space(name)
-    return op_table.level_to_value(space, row, level, np.ones(len(row), np.float32))
+    space = ops.search_space(name)
+    return ops.level_to_value(space, row, level, np.ones(len(row), np.float32))
 
 
 def of_op(found, name):
     """Values of all actions of one op, in the order of the levels."""
-    content, rows = found.content, policy.space(found).rows
+    content, rows = found.content, policies.space(found).rows
     all_values = np.asarray(values(found.search_space, content.row, content.level.astype(np.float32)))
     return all_values[[rows[row].name == name for row in content.row]]
 
@@ -34,7 +36,7 @@ def chi_squared(counts, expected):
 
 @pytest.mark.parametrize("name", ["randaugment", "trivialaugment_wide"])
 def test_the_space_has_the_fourteen_ops_in_order(name):
-    rows = op_table.search_space(name).rows
+    rows = ops.search_space(name).rows
     assert [row.name for row in rows] == [
         *("Identity", "AutoContrast", "Equalize", "Rotate", "Solarize", "Color", "Posterize", "Contrast"),
         *("Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXAbs", "TranslateYAbs"),
@@ -74,17 +76,17 @@ def test_trivialaugment_draws_every_op_equally_often(name):
     found = baselines.trivialaugment(name)
     assert found.content.probability.shape[0] == 1
     draws = draw(found)
-    ids = op_table.row_op_ids(policy.space(found))
+    ids = ops.row_op_ids(policies.space(found))
     counts = np.array([(np.asarray(draws.op) == op).sum() for op in ids])
     assert counts.sum() == COUNT
     assert chi_squared(counts, np.full(14, COUNT / 14)) < 34.5  # one in a thousand for 13 degrees of freedom
-    rotation = np.asarray(draws.value)[np.asarray(draws.op) == op_table.OPS.index("Rotate")]
+    rotation = np.asarray(draws.value)[np.asarray(draws.op) == ops.OPS.index("Rotate")]
     assert abs(np.mean(rotation > 0) - np.mean(rotation < 0)) < 0.1
 
 
 def test_uniformaugment_applies_each_of_two_ops_with_probability_one_half():
     found = baselines.uniformaugment()
-    ids = op_table.row_op_ids(policy.space(found))
+    ids = ops.row_op_ids(policies.space(found))
     op = np.asarray(draw(found).op)
     assert op.shape == (COUNT, 2) and len(ids) == 16
     for layer in op.T:
@@ -101,12 +103,12 @@ def test_randaugment_draws_n_ops_at_one_level():
     draws = draw(found)
     op, value = np.asarray(draws.op), np.abs(np.asarray(draws.value))
     assert op.shape == (COUNT, 3)
-    counts = np.bincount(op.ravel(), minlength=len(op_table.OPS))
-    counts = counts[op_table.row_op_ids(policy.space(found))]
+    counts = np.bincount(op.ravel(), minlength=len(ops.OPS))
+    counts = counts[ops.row_op_ids(policies.space(found))]
     assert chi_squared(counts, np.full(14, COUNT * 3 / 14)) < 34.5
     middle = {"Rotate": 15, "TranslateXAbs": 5, "Solarize": 128, "Posterize": 6, "Color": 1.0, "ShearX": 0.15}
     for name, expected in middle.items():
-        np.testing.assert_allclose(value[op == op_table.OPS.index(name)], expected, rtol=1e-6)
+        np.testing.assert_allclose(value[op == ops.OPS.index(name)], expected, rtol=1e-6)
 
 
 def test_strongest_randaugment_stays_in_the_ranges():
@@ -122,7 +124,7 @@ def test_randaugment_refuses_what_it_cannot_be(num_ops, magnitude):
 
 @pytest.mark.parametrize("found", [baselines.randaugment(2, 9), baselines.uniformaugment()])
 def test_policies_survive_their_file(found, tmp_path):
-    policy.save(tmp_path / "policy.json", found)
-    again = policy.load(tmp_path / "policy.json")
+    policies.save(tmp_path / "policy.json", found)
+    again = policies.load(tmp_path / "policy.json")
     for before, after in zip(found.content, again.content):
         np.testing.assert_array_equal(before, after)

@@ -13,18 +13,17 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from experiments import (
-    benchmark,
+from experiments import benchmark
+from experiments.data import datasets
+from experiments.figures import benchmark_figure
+from experiments.measure import (
     benchmark_augment,
-    benchmark_figure,
     benchmark_report,
     benchmark_steps,
     benchmark_timing,
     benchmark_train,
-    datasets,
-    ddas_method,
-    search_loop,
 )
+from experiments.methods import ddas_method, search_loop
 
 CASE_KEYS = {
     *("batch_size", "ops_applied_per_image", "images_per_second", "pillow_images_per_second"),

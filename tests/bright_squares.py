@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from dada import train_state
+from dada.training import sgd
 
 SIZE, BATCH, CLASSES = 8, 16, 3
 
@@ -15,4 +15,4 @@ def batch(seed, size=BATCH):
     images = generator.integers(0, 60, (size, SIZE, SIZE, 3))
     for image, label in zip(images, labels):
         image[1:5, 2 * label : 2 * label + 3] += 150
-    return train_state.Batch(jnp.asarray(images, jnp.uint8), jnp.asarray(labels, jnp.int32))
+    return sgd.Batch(jnp.asarray(images, jnp.uint8), jnp.asarray(labels, jnp.int32))

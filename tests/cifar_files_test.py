@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from experiments import cifar_files, datasets
+from experiments.data import cifar_files, datasets
 from tests import dataset_writers
 
 CIFAR_NAMES = ("cifar10", "cifar100")

@@ -9,22 +9,22 @@ import numpy as np
 import pillow_reference
 import pytest
 
-from dada import color_ops
+from dada.ops import color
 
 PLAIN = {
-    "AutoContrast": color_ops.auto_contrast,
-    "Invert": color_ops.invert,
-    "Equalize": color_ops.equalize,
-    "Blur": color_ops.blur,
-    "Smooth": color_ops.smooth,
+    "AutoContrast": color.auto_contrast,
+    "Invert": color.invert,
+    "Equalize": color.equalize,
+    "Blur": color.blur,
+    "Smooth": color.smooth,
 }
 ENHANCERS = {
-    "Contrast": color_ops.contrast,
-    "Color": color_ops.color,
-    "Brightness": color_ops.brightness,
-    "Sharpness": color_ops.sharpness,
+    "Contrast": color.contrast,
+    "Color": color.color,
+    "Brightness": color.brightness,
+    "Sharpness": color.sharpness,
 }
-VALUED = {"Solarize": color_ops.solarize, "Posterize": color_ops.posterize, **ENHANCERS}
+VALUED = {"Solarize": color.solarize, "Posterize": color.posterize, **ENHANCERS}
 FACTORS = np.r_[np.linspace(0.1, 1.9, 256), 0, 1, np.nextafter(np.float32(1), 0), 2.5, -0.5, 1 / 3]
 VALUES = {
     "Solarize": np.r_[np.arange(257), 127.5, -1, 300],
@@ -79,7 +79,7 @@ def test_auto_contrast_equals_pillow_for_all_extremes():
     levels = np.clip(levels, pairs[:, None, None, :, 0], pairs[:, None, None, :, 1])
     levels = levels.astype(np.uint8)
     wanted = np.stack([pillow_reference.apply("AutoContrast", image) for image in levels])
-    got = jax.jit(jax.vmap(color_ops.auto_contrast))(pillow_reference.unit(levels))
+    got = jax.jit(jax.vmap(color.auto_contrast))(pillow_reference.unit(levels))
     assert_same(got, wanted, "AutoContrast")
 
 
@@ -109,7 +109,7 @@ def test_a_fused_pair_keeps_pillows_pixels(first, second):
 
 
 def test_zero_bits_are_black():
-    assert not np.any(color_ops.posterize(UNIT[2], 0))
+    assert not np.any(color.posterize(UNIT[2], 0))
 
 
 @pytest.mark.parametrize("name, low, high", [("Solarize", 0, 256), ("Posterize", 4, 8)])
@@ -167,12 +167,12 @@ def test_gradients_of_solarize_and_posterize_are_as_declared():
     image, image_dot = UNIT[2], np.float32(rng.normal(size=UNIT[2].shape))
     soft = 1 / (1 + np.exp(-(255.0 * image - 100) / 24))
     wanted = (1 - 2 * soft) * image_dot - 3 * (1 - 2 * image) * soft * (1 - soft) / 24
-    got = directional(color_ops.solarize, image, 100, image_dot, 3)
+    got = directional(color.solarize, image, 100, image_dot, 3)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     for bits, lower in ((5.3, 5), (4.0, 4), (8.0, 7)):
         more, fewer = ((IMAGES[2] >> (8 - n)) << (8 - n) for n in (lower + 1, lower))
         wanted = image_dot + 2 * (np.float64(more) - fewer) / 255
-        got = directional(color_ops.posterize, image, bits, image_dot, 2)
+        got = directional(color.posterize, image, bits, image_dot, 2)
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from experiments import compilation_cache
+from experiments.runs import compilation_cache
 
 SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 

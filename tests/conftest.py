@@ -15,7 +15,7 @@ import jax
 import pytest
 from absl import flags
 
-from experiments import run_flags
+from experiments.runs import run_flags
 
 # Where pixels are compared, the compiler must do all that it does to users.
 OPTIMIZED = ("color_ops_test", "spatial_ops_test", "augment_test", "op_table_test", "verify_ops_test")

@@ -20,7 +20,11 @@ from dada_problem import (
     unrolled_loss,
 )
 
-from dada import augment, dada_search, hypergradient, op_table, policy_space, train_state
+from dada import augment, ops
+from dada.gradients import bilevel
+from dada.searches.dada import search as dada_search
+from dada.searches.dada import space as policy_space
+from dada.training import sgd
 
 
 @pytest.mark.parametrize("clip_norm", [5.0, 0.05])
@@ -94,28 +98,28 @@ def exact_choice_gradient():
     valid_images = augment.normalize(valid.images, settings.mean, settings.std)
 
     def losses(params, images, labels):
-        return train_state.cross_entropy(apply(params, {}, images, True)[0], labels)
+        return sgd.cross_entropy(apply(params, {}, images, True)[0], labels)
 
     def image_under(pair, bits):
         images = batch(0).images.astype(jnp.float32) / 255.0
         for slot in np.flatnonzero(bits):
             row = settings.space.rows[policy_space.pair_table(3)[pair, slot]]
             value = row.low + jax.nn.sigmoid(state.policy.level[pair, slot]) * (row.high - row.low)
-            apply_op = functools.partial(op_table.apply_op, row.name, value=value, center=jnp.zeros(2))
+            apply_op = functools.partial(ops.apply_op, row.name, value=value, center=jnp.zeros(2))
             images = jax.vmap(apply_op)(images)
         return augment.normalize(images, settings.mean, settings.std)
 
     @quick_jit.jit
     def gradient(parameters):
         direction = jax.grad(lambda p: jnp.mean(losses(p, valid_images, valid.labels)))(state.train.params)
-        norm = -hypergradient.global_norm(direction)  # u = -eta v, at unit length
+        norm = -bilevel.global_norm(direction)  # u = -eta v, at unit length
         direction = jax.tree.map(lambda leaf: leaf / norm, direction)
         draws = [(pair, bits) for pair in range(3) for bits in np.ndindex(2, 2)]
         images = jnp.stack([image_under(pair, bits) for pair, bits in draws])
 
         def mean_cost(images):
             of_params = functools.partial(losses, images=images, labels=labels)
-            return jnp.mean(hypergradient.alignment(of_params, state.train.params, direction))
+            return jnp.mean(bilevel.alignment(of_params, state.train.params, direction))
 
         costs = jax.vmap(mean_cost)(images)
 
@@ -161,7 +165,7 @@ def test_official_relax_is_reinforce_because_its_control_variate_cancels(estimat
     draw = jax.tree.map(lambda leaf: leaf[0], draws)
 
     def mean_loss(params, images, labels):
-        return jnp.mean(train_state.cross_entropy(apply(params, {}, images, True)[0], labels))
+        return jnp.mean(sgd.cross_entropy(apply(params, {}, images, True)[0], labels))
 
     @quick_jit.jit
     def cost_by_hand(policy):
@@ -171,7 +175,7 @@ def test_official_relax_is_reinforce_because_its_control_variate_cancels(estimat
         valid_images = augment.normalize(valid.images, settings.mean, settings.std)
         direction = jax.grad(mean_loss)(unrolled, valid_images, valid.labels)
         losses = functools.partial(mean_loss, images=images, labels=train.labels)
-        return -hypergradient.alignment(losses, state.train.params, direction)
+        return -bilevel.alignment(losses, state.train.params, direction)
 
     cost = cost_by_hand(state.policy)
     probability = state.policy.application

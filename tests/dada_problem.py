@@ -8,19 +8,16 @@ import jax.numpy as jnp
 import quick_jit
 from bright_squares import CLASSES
 
-from dada import (
-    augment,
-    dada_config,
-    dada_official,
-    dada_search,
-    op_table,
-    policy_space,
-    search_input,
-    train_state,
-)
+from dada import augment, ops
+from dada.searches.dada import config as dada_config
+from dada.searches.dada import input as search_input
+from dada.searches.dada import search as dada_search
+from dada.searches.dada import space as policy_space
+from dada.searches.dada_official import official as dada_official
+from dada.training import sgd
 
 # Few ops, so that the step compiles quickly; "strength" by name, for extraction.
-FULL = op_table.search_space("strength")
+FULL = ops.search_space("strength")
 OPS = ("ShearX", "Invert", "Brightness", "Cutout")
 SPACE = FULL._replace(rows=tuple(row for row in FULL.rows if row.name in OPS))
 
@@ -110,10 +107,10 @@ def unrolled_loss(config, state, train, valid, inputs, clip_norm):
     """
 
     def mean_loss(params, images, labels):
-        return jnp.mean(train_state.cross_entropy(apply(params, {}, images, True)[0], labels))
+        return jnp.mean(sgd.cross_entropy(apply(params, {}, images, True)[0], labels))
 
     gradient = jax.grad(mean_loss)(state.train.params, inputs, train.labels)
-    params, _ = train_state.sgd_update(
+    params, _ = sgd.sgd_update(
         state.train.params,
         state.train.momentum,
         gradient,

@@ -20,7 +20,11 @@ from dada_problem import (
     start,
 )
 
-from dada import augment, dada_config, dada_search, layers, op_table, train_state
+from dada import augment, ops
+from dada.models import layers
+from dada.searches.dada import config as dada_config
+from dada.searches.dada import search as dada_search
+from dada.training import sgd
 
 
 def test_learning_rate_of_both_presets():
@@ -71,7 +75,7 @@ def test_a_planted_op_comes_out_on_top(planted):
     row = next(row for row in SPACE.rows if row.name == planted)
     value = 0.15 if planted == "Brightness" else 0.0
     planted_images = jax.vmap(
-        lambda image: op_table.apply_op(row.name, image.astype(jnp.float32) / 255, value, jnp.zeros(2))
+        lambda image: ops.apply_op(row.name, image.astype(jnp.float32) / 255, value, jnp.zeros(2))
     )(images.images)
     valid = images._replace(images=jnp.round(planted_images * 255).astype(jnp.uint8))
     state = start(settings)
@@ -102,7 +106,7 @@ def test_running_statistics_are_a_test_and_show_what_batch_norm_undoes():
         state = dada_search.init(jax.random.key(0), settings, {**network(), "norm": norm}, stats)
         _, after, metrics = dada_search.gradients(settings, state, batch(0), valid)
         images = augment.normalize(valid.images, settings.mean, settings.std)
-        tested = train_state.eval_step(normalized_apply, after, images, valid.labels)
+        tested = sgd.eval_step(normalized_apply, after, images, valid.labels)
         return metrics["valid_loss"], tested["loss"]
 
     (blind_dim, _), (blind_bright, _) = (valid_and_test_loss("batch", valid) for valid in (dim, bright))

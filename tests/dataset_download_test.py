@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from experiments import dataset_download, datasets
+from experiments.data import dataset_download, datasets
 from tests import dataset_writers
 
 

@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import scipy.io
 
-from experiments import cifar_files
+from experiments.data import cifar_files
 
 
 def random_images(count, seed=0, shape=(32, 32, 3)):

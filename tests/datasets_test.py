@@ -7,7 +7,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from experiments import datasets
+from experiments.data import datasets
 from tests import dataset_writers
 
 

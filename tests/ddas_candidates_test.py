@@ -4,26 +4,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dada import ddas_candidates, ddas_schedule, op_table
+from dada import ops
+from dada.policies import schedule
+from dada.searches.ddas import candidates as ddas_candidates
 
-FULL = op_table.search_space("ddas_sanity")
+FULL = ops.search_space("ddas_sanity")
 
 
 def test_mean_filter_looks_ahead():
-    np.testing.assert_allclose(ddas_schedule.smooth(np.array([1.0, 2.0, 6.0, 7.0]), 2), [1.5, 4, 6.5, 6.5])
-    np.testing.assert_allclose(ddas_schedule.smooth(np.array([1.0, 2.0]), 1), [1, 2])
-    np.testing.assert_allclose(ddas_schedule.smooth(np.array([1.0, 2.0]), 6), [1.5, 1.5])
+    np.testing.assert_allclose(schedule.smooth(np.array([1.0, 2.0, 6.0, 7.0]), 2), [1.5, 4, 6.5, 6.5])
+    np.testing.assert_allclose(schedule.smooth(np.array([1.0, 2.0]), 1), [1, 2])
+    np.testing.assert_allclose(schedule.smooth(np.array([1.0, 2.0]), 6), [1.5, 1.5])
 
 
 @pytest.mark.parametrize(
     ("name", "count"), [("ddas", 52), ("ddas_imagenet", 32), ("ddas_68", 68), ("ddas_sanity", 19)]
 )
 def test_candidates_have_the_values_of_the_formulas(name, count):
-    space = op_table.search_space(name)
+    space = ops.search_space(name)
     found = ddas_candidates.candidates(space)
     assert len(found.row) == len(found.level) == count
     ones = np.ones(count, np.float32)
-    value = np.asarray(op_table.level_to_value(space, np.array(found.row), np.float32(found.level), ones))
+    value = np.asarray(ops.level_to_value(space, np.array(found.row), np.float32(found.level), ones))
     position = 0
     for row in space.rows:
         for m in ddas_candidates.MAGNITUDES[name] if row.unit else (0.0,):
@@ -44,7 +46,7 @@ def test_candidates_have_the_values_of_the_formulas(name, count):
             position += 1
     if name != "ddas_sanity":
         released = ddas_candidates.as_released(space)
-        values = op_table.level_to_value(space, np.array(released.row), np.float32(released.level), ones)
+        values = ops.level_to_value(space, np.array(released.row), np.float32(released.level), ones)
         kinds = {(row, round(float(x), 4)) for row, x in zip(released.row, values) if space.rows[row].unit}
         assert len(kinds) == len([row for row in space.rows if row.unit])
         units = {(space.rows[row].unit, value) for row, value in kinds}
@@ -55,6 +57,6 @@ def test_at_magnitude_5_enhancers_do_nothing():
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3)) / 255, jnp.float32)
     for row, level in list(zip(*ddas_candidates.candidates(FULL)))[-4:]:
         assert FULL.rows[row].unit == "factor"
-        value = op_table.level_to_value(FULL, np.array(row), np.float32(level), np.float32(1))
-        after = op_table.apply_op(FULL.rows[row].name, image, value, jnp.zeros(2))
+        value = ops.level_to_value(FULL, np.array(row), np.float32(level), np.float32(1))
+        after = ops.apply_op(FULL.rows[row].name, image, value, jnp.zeros(2))
         np.testing.assert_array_equal(after, image)

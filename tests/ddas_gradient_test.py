@@ -11,8 +11,9 @@ import quick_jit
 from bright_squares import BATCH, SIZE, batch
 from ddas_problem import apply, network
 
-from dada import ddas_gradient, train_state
-from dada.ddas_gradient import Parameters
+from dada.searches.ddas import gradient as ddas_gradient
+from dada.searches.ddas.gradient import Parameters
+from dada.training import sgd
 
 
 @pytest.mark.parametrize(("num_ops", "per_image"), [(1, False), (2, False), (3, False), (2, True)])
@@ -86,7 +87,7 @@ def test_both_ways_to_the_coefficients_agree():
     labels = batch(0).labels
 
     def losses(params, images):
-        return train_state.cross_entropy(apply(params, stats, images, True)[0], labels), ()
+        return sgd.cross_entropy(apply(params, stats, images, True)[0], labels), ()
 
     shares = jnp.array([[0.5, 0.2, 0.3]])
     direction = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)

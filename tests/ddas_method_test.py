@@ -7,8 +7,11 @@ import small_runs
 from absl.testing import flagsaver
 from PIL import Image
 
-from dada import policy
-from experiments import datasets, ddas_method, run_folder, search, search_run, train
+from dada import policies
+from experiments import search, train
+from experiments.data import datasets
+from experiments.methods import ddas_method, search_run
+from experiments.runs import run_folder
 
 SMALL = {
     "method": "ddas",
@@ -46,7 +49,7 @@ def finished(files):
 def test_a_run_leaves_its_folder(finished):
     summary, lines = run_folder.read_summary(finished), run_folder.read_metrics(finished)
     assert [line["step"] for line in lines] == list(range(1, 10))
-    found = policy.load(finished / "policy.json")
+    found = policies.load(finished / "policy.json")
     assert (found.kind, found.method, found.preset) == ("schedule", "ddas", "corrected")
     assert len(found.content.row) == 12 * 2 + 4
     # The policy of an epoch is that after its third step.
@@ -75,7 +78,7 @@ def test_resumed_in_the_middle_of_an_epoch_is_the_straight_run(files, finished, 
     monkeypatch.setattr(search_run.search_loop, "plain_step_ratio", lambda *arguments: 1.0)
     monkeypatch.setattr(search_run.plot, "draw", lambda *arguments: [])
     run_here(files, "resumed", max_steps=4)
-    partial = policy.load(files / "resumed" / "policy.json")
+    partial = policies.load(files / "resumed" / "policy.json")
     assert len(partial.content.p_tp) == 2  # the epochs that were begun
     run_here(files, "resumed", resume=True)
     assert (files / "resumed" / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import quick_jit
 from bright_squares import CLASSES
 
-from dada import ddas_candidates, ddas_config, ddas_input, ddas_search, layers, op_table
+from dada import ops
+from dada.models import layers
+from dada.searches.ddas import candidates as ddas_candidates
+from dada.searches.ddas import config as ddas_config
+from dada.searches.ddas import input as ddas_input
+from dada.searches.ddas import search as ddas_search
 
-FULL = op_table.search_space("ddas_sanity")
+FULL = ops.search_space("ddas_sanity")
 # Few ops, so that the step compiles quickly and a planted op is tried often.
 OPS = ("Identity", "FlipUD", "Invert", "Brightness")
 SPACE = FULL._replace(rows=tuple(row for row in FULL.rows if row.name in OPS))

@@ -21,15 +21,12 @@ from ddas_problem import (
     start,
 )
 
-from dada import (
-    ddas_candidates,
-    ddas_schedule,
-    ddas_search,
-    op_table,
-    policy,
-    sampling,
-    train_state,
-)
+from dada import ops
+from dada.augment import sampling
+from dada.policies import policy, schedule
+from dada.searches.ddas import candidates as ddas_candidates
+from dada.searches.ddas import search as ddas_search
+from dada.training import sgd
 
 
 def test_the_step_follows_the_full_expected_loss():
@@ -43,7 +40,7 @@ def test_the_step_follows_the_full_expected_loss():
 
     def mean_loss(params, images, labels):
         logits = apply(params, state.train.batch_stats, images, True)[0]
-        return jnp.mean(train_state.cross_entropy(logits, labels))
+        return jnp.mean(sgd.cross_entropy(logits, labels))
 
     def unrolled(parameters):
         p_tp, p_o = jax.nn.sigmoid(parameters.p_tp), jax.nn.softmax(parameters.p_o)
@@ -51,7 +48,7 @@ def test_the_step_follows_the_full_expected_loss():
         total = lambda params: (1 - p_tp) * mean_loss(params, copies[0], labels) + p_tp * sum(  # noqa: E731
             p[index] * mean_loss(params, copies[1 + index], labels) for index in range(4)
         )
-        return train_state.sgd_update(
+        return sgd.sgd_update(
             state.train.params,
             state.train.momentum,
             jax.grad(total)(state.train.params),
@@ -172,7 +169,7 @@ def test_the_policy_holds_every_epoch(preset):
     assert 0.25 < np.mean(np.any(np.asarray(draws.op) > 0, -1)) < 0.45
     with pytest.raises(ValueError, match="space: got rows Identity, FlipUD"):
         ddas_search.extract_policy(settings, states[-1])
-    held = ddas_schedule.freeze(found, p_o=True)
+    held = schedule.freeze(found, p_o=True)
     np.testing.assert_array_equal(held.content.p_o, found.content.p_o[[-1, -1]])
     np.testing.assert_array_equal(held.content.p_tp, found.content.p_tp)
 
@@ -201,14 +198,14 @@ def test_bad_settings_say_what_is_allowed(changes, message):
 
 
 def test_other_bad_input():
-    strength = op_table.search_space("strength")
+    strength = ops.search_space("strength")
     for magnitudes in ((), (0.5, 0.5), (1.5,)):
         with pytest.raises(ValueError, match="magnitudes: got"):
             ddas_candidates.candidates(strength, magnitudes)
     with pytest.raises(ValueError, match="the released code has only ddas"):
         ddas_candidates.as_released(strength)
     with pytest.raises(ValueError, match="expected 'schedule' to freeze"):
-        ddas_schedule.freeze(policy.identity())
+        schedule.freeze(policy.identity())
     settings = config()
     good = batch(0)
     for bad in (

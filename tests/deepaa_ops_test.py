@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dada import augment, crop_ops, dada_config, fast_path, op_table, policy, sampling
+from dada import augment, ops, policies
+from dada.augment import fast_path, sampling
+from dada.ops import crop
+from dada.searches.dada import config as dada_config
 
 COUNT = 20_000
 SIZE = (24, 40)
@@ -22,7 +25,7 @@ def _images(count, size=SIZE, seed=0):
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _draw(key, name, count, size):
     """`count` draws of one random op that is always applied."""
-    space = op_table.search_space("deepaa", (name,))
+    space = ops.search_space("deepaa", (name,))
     shape = (count, 1)
     return sampling.assemble_draws(
         space,
@@ -59,7 +62,7 @@ def _pillow(name, image, value, center):
     if name == "RandFlip":
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     elif name == "RandCrop":
-        padded = Image.new("RGB", (width + 8, height + 8), crop_ops.FILL)
+        padded = Image.new("RGB", (width + 8, height + 8), crop.FILL)
         padded.paste(picture, (4, 4))
         left, top = int(column) + 4, int(row) + 4
         picture = padded.crop((left, top, left + width, top + height))
@@ -71,7 +74,7 @@ def _pillow(name, image, value, center):
         half = 30 if name == "RandCutout60" else 8
         low = [int(np.clip(c - half, 0, end)) for c, end in ((column, width), (row, height))]
         high = [int(np.clip(c + half, 0, end)) for c, end in ((column, width), (row, height))]
-        ImageDraw.Draw(picture).rectangle([*low, *high], crop_ops.FILL)
+        ImageDraw.Draw(picture).rectangle([*low, *high], crop.FILL)
     return np.asarray(picture)
 
 
@@ -79,14 +82,14 @@ def _pillow(name, image, value, center):
 def test_pixels_are_pillows_on_every_path(size):
     count = 24 if size[0] < 100 else 2
     op, value, center = (
-        np.concatenate(parts) for parts in zip(*(_drawn(n, count, size) for n in op_table.RANDOM_OPS))
+        np.concatenate(parts) for parts in zip(*(_drawn(n, count, size) for n in ops.RANDOM_OPS))
     )
     images = _images(len(op), size)
     expected = images.copy()
     for index in np.flatnonzero(op):
-        name = op_table.ALL_OPS[op[index]]
+        name = ops.ALL_OPS[op[index]]
         expected[index] = _pillow(name, images[index], value[index], center[index])
-    draws = sampling.Draws(op[:, None], value[:, None], center[:, None])
+    draws = ops.Draws(op[:, None], value[:, None], center[:, None])
     np.testing.assert_array_equal(jax.jit(augment.apply_draws)(images, draws), expected)
 
     @jax.jit
@@ -102,27 +105,27 @@ def test_pixels_are_pillows_on_every_path(size):
 def test_resized_crop_is_pillows(window):
     image = _images(1)[0]
     corner = (SIZE[0] - window[0], (SIZE[1] - window[1]) // 2)
-    found = crop_ops.resized_crop(jnp.asarray(image, jnp.float32) / 255, np.array(corner), np.array(window))
+    found = crop.resized_crop(jnp.asarray(image, jnp.float32) / 255, np.array(corner), np.array(window))
     expected = _pillow("RandResizeCrop", image, (window[0] - 1) * SIZE[1] + window[1] - 1, corner)
     np.testing.assert_array_equal(np.round(np.asarray(found) * 255), expected)
 
 
 def test_families_that_a_policy_does_not_need_are_left_out():
     images = jnp.asarray(_images(4))
-    draws = sampling.sample(jax.random.key(0), policy.load("deepaa_cifar_1"), 4, SIZE)
+    draws = sampling.sample(jax.random.key(0), policies.load("deepaa_cifar_1"), 4, SIZE)
 
     def size_of_program(op_ids):
         run = functools.partial(augment.apply_draws, op_ids=op_ids)
         return len(jax.jit(run).lower(images, draws).as_text())
 
-    flip = (0, op_table.ALL_OPS.index("RandFlip"))
+    flip = (0, ops.ALL_OPS.index("RandFlip"))
     assert size_of_program(flip) < 0.5 * size_of_program(None)
     np.testing.assert_array_equal(augment.apply_draws(images, draws, op_ids=(0,)), images)
 
 
 def test_half_of_the_images_are_mirrored():
     op, value, _ = _drawn("RandFlip")
-    mirrored = op == op_table.ALL_OPS.index("RandFlip")
+    mirrored = op == ops.ALL_OPS.index("RandFlip")
     assert not op[~mirrored].any() and not value[~mirrored].any()
     _assert_distribution([mirrored.sum(), (~mirrored).sum()], [0.5, 0.5])
 
@@ -189,11 +192,11 @@ def test_windows_are_those_of_the_released_code(size):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_policies_are_drawn_as_they_say(name):
-    found = policy.load(name)
+    found = policies.load(name)
     draws = jax.jit(sampling.sample, static_argnums=(1, 2, 3))(jax.random.key(1), found, COUNT, (32, 32))
-    ids = op_table.row_op_ids(policy.space(found))
+    ids = ops.row_op_ids(policies.space(found))
     share = found.content.probability @ np.eye(len(ids))[found.content.row]
-    flip = np.flatnonzero(ids == op_table.ALL_OPS.index("RandFlip"))
+    flip = np.flatnonzero(ids == ops.ALL_OPS.index("RandFlip"))
     share[:, 0] += 0.5 * share[:, flip].sum(1)  # tails
     share[:, flip] *= 0.5
     for layer, probability in enumerate(share):
@@ -210,7 +213,7 @@ def test_published_policies_are_drawn_as_they_say(name):
 
 
 def test_random_ops_without_their_numbers_are_refused():
-    space = op_table.search_space("deepaa", ("RandFlip", "RandCrop"))
+    space = ops.search_space("deepaa", ("RandFlip", "RandCrop"))
     zeros = jnp.zeros((2, 3))
     arguments = (space, zeros.astype(int), zeros == 0, zeros, zeros, jnp.zeros((2, 3, 2)))
     with pytest.raises(ValueError, match="random ops RandFlip, RandCrop: expected an image size and noise"):
@@ -220,6 +223,6 @@ def test_random_ops_without_their_numbers_are_refused():
     with pytest.raises(ValueError, match="random ops RandFlip, RandCrop, which only DeepAA searches"):
         dada_config.Config(apply=lambda *_: None, space=space)
     with pytest.raises(TypeError, match="expected float32, got uint8"):
-        crop_ops.crop(jnp.zeros((4, 4, 3), jnp.uint8), jnp.zeros(2))
+        crop.crop(jnp.zeros((4, 4, 3), jnp.uint8), jnp.zeros(2))
     with pytest.raises(ValueError, match=r"expected shape \[H, W, 3\], got \(4, 4\)"):
-        crop_ops.box(jnp.zeros((4, 4)), 8, jnp.zeros(2))
+        crop.box(jnp.zeros((4, 4)), 8, jnp.zeros(2))

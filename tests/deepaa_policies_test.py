@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from dada import deepaa_config, op_table, policy
+from dada import policies
+from dada.ops import table as op_table
+from dada.searches.deepaa import config as deepaa_config
 
 PUBLISHED = ("deepaa_cifar_1", "deepaa_cifar_2", "deepaa_imagenet_1", "deepaa_imagenet_2")
 
@@ -48,7 +50,7 @@ def _table(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_marginals_are_those_of_the_published_tables(name):
-    found = policy.load(name)
+    found = policies.load(name)
     content = found.content
     share = content.probability @ np.eye(18)[content.row]
     table = _table(name)
@@ -59,7 +61,7 @@ def test_marginals_are_those_of_the_published_tables(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_actions_are_those_of_the_search(name):
-    found = policy.load(name)
+    found = policies.load(name)
     ops = deepaa_config.CIFAR_OPS if "cifar" in name else deepaa_config.IMAGENET_OPS
     assert found.extra_ops == ops
     config = deepaa_config.Config(apply=lambda *_: None, space=op_table.search_space("deepaa", ops))
@@ -67,7 +69,7 @@ def test_actions_are_those_of_the_search(name):
     np.testing.assert_array_equal(row, found.content.row)
     np.testing.assert_array_equal(level, found.content.level)
     assert len(row) == 139 and deepaa_config.identity_action(config) == 0
-    searched, evaluated = config.space, policy.space(found)
+    searched, evaluated = config.space, policies.space(found)
     assert [op.name for op in searched.rows] == [op.name for op in evaluated.rows]
     assert not any(op.random_sign for op in searched.rows)
     assert [op.name for op in evaluated.rows if op.random_sign] == [op.name for op in searched.rows[1:6]]

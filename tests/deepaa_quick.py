@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import quick_jit
 
-from dada import deepaa_scores
+from dada.searches.deepaa import scores as deepaa_scores
 
 
 @contextlib.contextmanager

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import small_runs
 
-from dada import deepaa_config, op_table, policy, train_state
-from experiments import deepaa_figures, deepaa_run, plot, run_folder, search, search_loop, train_plot
+from dada import ops, policies
+from dada.searches.deepaa import config as deepaa_config
+from dada.training import sgd
+from experiments import plot, search
+from experiments.figures import deepaa_figures, train_plot
+from experiments.methods import deepaa_run, search_loop
+from experiments.runs import run_folder
 
 SETTINGS = {
     "method": "deepaa",
@@ -67,8 +72,8 @@ def test_a_run_leaves_its_folder(finished):
     summary, lines = run_folder.read_summary(finished), run_folder.read_metrics(finished)
     assert [line["step"] for line in lines] == list(range(1, 7)) and summary["steps"] == 6
     assert [line["layer"] for line in lines] == [1, 1, 1, 2, 2, 2]
-    found = policy.load(finished / "policy.json")
-    names = [row.name for row in policy.space(found).rows]
+    found = policies.load(finished / "policy.json")
+    names = [row.name for row in policies.space(found).rows]
     assert found.kind == "layers" and found.content.probability.shape == (2, 139)
     assert names[-3:] == list(deepaa_config.CIFAR_OPS)
     for layer, line in zip(summary["layers"], (lines[2], lines[5])):
@@ -116,19 +121,19 @@ def test_a_proxy_that_is_given_is_used(files, finished):
 
 def test_another_seed_finds_another_policy(files, finished):
     both = run(files, "both", seed=0, num_seeds=2, num_layers=1, updates_per_layer=1)
-    found = [policy.load(both / f"seed_{seed}" / "policy.json").content.probability for seed in (0, 1)]
+    found = [policies.load(both / f"seed_{seed}" / "policy.json").content.probability for seed in (0, 1)]
     assert (found[0] != found[1]).any()
     assert (both / "seed_1" / "proxy" / "summary.json").exists()
 
 
 def test_a_layer_of_identity_is_the_last(files, finished):
     shorter = run(files, "short", proxy=str(finished / "proxy"), stop_probability=0.9)
-    assert len(policy.load(shorter / "policy.json").content.probability) == 1
+    assert len(policies.load(shorter / "policy.json").content.probability) == 1
 
 
 def test_points_have_clean_images_of_their_class():
     labels = np.random.default_rng(0).integers(0, 4, 60).astype(np.int32)
-    half = train_state.Batch(np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1), labels)
+    half = sgd.Batch(np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1), labels)
     tables = (deepaa_run.class_table(labels, 4),) * 2
     seen, classes = set(), []
     for step in range(120):
@@ -190,10 +195,10 @@ def test_figures_of_published_policies(tmp_path, capsys):
     deepaa_figures.main(["deepaa_imagenet_1", str(tmp_path)])
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert all(path.stat().st_size > 20_000 for path in tmp_path.glob("*.png"))
-    bars = deepaa_figures.operations("", {"": policy.load("deepaa_cifar_2")}).axes[0].patches
+    bars = deepaa_figures.operations("", {"": policies.load("deepaa_cifar_2")}).axes[0].patches
     heights = np.array([bar.get_height() for bar in bars]).reshape(18, 6)
     np.testing.assert_allclose(heights.sum(0), 100.0, rtol=1e-5)
-    crop = [row.name for row in op_table.search_space("deepaa", deepaa_config.CIFAR_OPS).rows].index(
+    crop = [row.name for row in ops.search_space("deepaa", deepaa_config.CIFAR_OPS).rows].index(
         "RandCrop"
     )
     np.testing.assert_allclose(heights[crop], [0.01, 0.31, 67.85, 72.51, 0.03, 0.05], atol=0.01)

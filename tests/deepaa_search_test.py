@@ -10,18 +10,14 @@ import numpy as np
 import pytest
 import quick_jit
 
-from dada import (
-    augment,
-    deepaa_config,
-    deepaa_scores,
-    deepaa_search,
-    op_table,
-    policy,
-    train_state,
-)
+from dada import augment, ops, policies
+from dada.searches.deepaa import config as deepaa_config
+from dada.searches.deepaa import scores as deepaa_scores
+from dada.searches.deepaa import search as deepaa_search
+from dada.training import sgd
 
 SIZE, CLASSES = 8, 3
-FULL = op_table.search_space("deepaa", deepaa_config.CIFAR_OPS)
+FULL = ops.search_space("deepaa", deepaa_config.CIFAR_OPS)
 # Few ops, so that a step compiles quickly; "deepaa" by name, for extraction.
 OPS = ("Identity", "ShearX", "Invert", "Brightness", "RandFlip", "RandCrop")
 SPACE = FULL._replace(rows=tuple(row for row in FULL.rows if row.name in OPS))
@@ -67,7 +63,7 @@ def batches(seed, points=4, valid=6, change=lambda images: images):
     train = jnp.concatenate([images_of(label, 1, seed + i) for i, label in enumerate(labels)])
     clean = jnp.stack([change(images_of(label, valid, 99 + seed + i)) for i, label in enumerate(labels)])
     labels = jnp.asarray(labels, jnp.int32)
-    return train_state.Batch(train, labels), train_state.Batch(clean, jnp.repeat(labels[:, None], valid, 1))
+    return sgd.Batch(train, labels), sgd.Batch(clean, jnp.repeat(labels[:, None], valid, 1))
 
 
 def config(**changes):
@@ -129,7 +125,7 @@ def test_score_and_logit_gradient_are_those_of_the_cosine():
 def _plain_losses(settings, label, params, images):
     inputs = augment.normalize(images, settings.mean, settings.std)
     labels = jnp.broadcast_to(label, images.shape[:1])
-    return train_state.cross_entropy(apply(params, {}, inputs, False)[0], labels)
+    return sgd.cross_entropy(apply(params, {}, inputs, False)[0], labels)
 
 
 def test_sampled_layers_are_exact_where_nothing_is_left_to_chance():
@@ -139,7 +135,7 @@ def test_sampled_layers_are_exact_where_nothing_is_left_to_chance():
     row, level = deepaa_config.actions(settings)
     below, top = 2, 7
     image, label, valid = images_of(2, 1)[0], jnp.int32(2), images_of(2, 5, seed=8)
-    changed = op_table.apply_op("ShearX", image / jnp.float32(255), -0.15, jnp.zeros(2))
+    changed = ops.apply_op("ShearX", image / jnp.float32(255), -0.15, jnp.zeros(2))
     assert fixed.rows[row[below]].name == "ShearX" and level[below] == 0.25
     certain = 1e3 * jax.nn.one_hot(jnp.array([below, top]), len(row))
     arguments = (settings, (network(), {}))
@@ -159,7 +155,7 @@ def test_prefixes_are_shared_by_all_actions_and_chains_follow_the_layers():
     by_prefix = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(5, 139, 3, *leaf.shape[2:]), every)
     for leaf in by_prefix:
         assert (leaf[:, :1, :2] == leaf[:, :, :2]).all()
-    ids = op_table.row_op_ids(settings.space)
+    ids = ops.row_op_ids(settings.space)
     row, _ = deepaa_config.actions(settings)
     last = by_prefix.op[:, :, 2]
     assert ((last == ids[row]) | ((ids[row] == 25) & (last == 0))).all()  # 25: RandFlip, heads or tails
@@ -257,7 +253,7 @@ def test_the_policy_is_the_softmax_of_the_layers():
     np.testing.assert_allclose(found.content.probability.sum(1), 1.0, rtol=1e-12)
     official = deepaa_search.extract_policy(config(space=FULL, grid_size=13, preset="official"), state)
     assert official.search_space == "deepaa_mirrored"
-    assert policy.to_json(found).splitlines()[-4:] == policy.to_json(official).splitlines()[-4:]
+    assert policies.to_json(found).splitlines()[-4:] == policies.to_json(official).splitlines()[-4:]
 
 
 @functools.cache
@@ -318,7 +314,7 @@ def test_the_same_key_gives_the_same_bytes():
         ({"num_layers": 0}, "num_layers: got 0"),
         ({"grid_size": 1}, "grid_size: got 1, expected 2 or more"),
         ({"stop_probability": 1.5}, r"stop_probability: got 1.5, expected a number in \(0, 1\]"),
-        ({"space": op_table.search_space("strength")}, "space: got 'strength' without Identity"),
+        ({"space": ops.search_space("strength")}, "space: got 'strength' without Identity"),
     ],
 )
 def test_bad_settings(changes, message):

@@ -16,22 +16,16 @@ import quick_jit
 import small_runs
 from absl.testing import flagsaver
 
-from dada import deepaa_scores, deepaa_search, policy, train_state
+from dada import policies
 from dada.models import wide_resnet
-from experiments import (
-    compiled_loop,
-    datasets,
-    deepaa_figures,
-    deepaa_run,
-    devices,
-    run_folder,
-    search,
-    search_loop,
-    search_run,
-    train,
-    train_plot,
-    train_run,
-)
+from dada.searches.deepaa import scores as deepaa_scores
+from dada.searches.deepaa import search as deepaa_search
+from dada.training import sgd
+from experiments import search, train
+from experiments.data import datasets
+from experiments.figures import deepaa_figures, train_plot
+from experiments.methods import deepaa_run, search_loop, search_run
+from experiments.runs import compiled_loop, devices, run_folder, train_run
 
 SMALL = {"model": "wrn_10_1", "batch_size": 16, "crop_padding": 1, "cutout_length": 2}
 TRAIN = {**SMALL, "policy": "dada_cifar10", "epochs": 2, "eval_batch_size": 5, "learning_rate": 0.01}
@@ -108,7 +102,7 @@ def one_device(files):
 def weights(path):
     """The last checkpoint of a training."""
     params, stats = wide_resnet.init(jax.random.key(0), wide_resnet.Config(10, 1, 4))
-    return run_folder.RunFolder(path).restore(train_state.init(params, stats))
+    return run_folder.RunFolder(path).restore(sgd.init(params, stats))
 
 
 def assert_same_run(path, expected):
@@ -121,7 +115,8 @@ def assert_same_run(path, expected):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), weights(path), weights(expected))
         assert float(round(13 * lines[-1]["test_accuracy"], 6)).is_integer()  # thirteen test images
     else:
-        found, other = (policy.to_json(policy.load(folder / "policy.json")) for folder in (path, expected))
+        files = (folder / "policy.json" for folder in (path, expected))
+        found, other = (policies.to_json(policies.load(file)) for file in files)
         assert _names(found) == _names(other)
         np.testing.assert_allclose(_numbers(found), _numbers(other), **CLOSE)
 
@@ -287,7 +282,7 @@ def test_no_convolution_of_deepaa_runs_in_a_loop_on_cpu(files, monkeypatch):
     network = wide_resnet.init(jax.random.key(0), wide_resnet.Config(10, 1, 4))
     state = deepaa_search.init(jax.random.key(0), config, *network)
     images = jnp.zeros((1, 8, 8, 3), jnp.uint8)
-    point = train_state.Batch(images, jnp.zeros(1, jnp.int32))
+    point = sgd.Batch(images, jnp.zeros(1, jnp.int32))
     deepaa_search.step(config, state, point, jax.tree.map(lambda leaf: leaf[:, None], point))
     assert len(texts) >= 3
     for text in texts:

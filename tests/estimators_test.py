@@ -9,7 +9,8 @@ import optax
 import pytest
 import quick_jit
 
-from dada import estimators, policy_space
+from dada.gradients import estimators
+from dada.searches.dada import space as policy_space
 
 NUM_OPS = 4
 TEMPERATURE = 0.5

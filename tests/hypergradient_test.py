@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import quick_jit
 
-from dada import hypergradient, train_state
+from dada.gradients import bilevel
 from dada.models import wide_resnet
+from dada.training import sgd
 
 ETA = 0.1
 
@@ -36,7 +37,7 @@ def descend(params, gradient):
 
 
 @pytest.mark.parametrize(
-    "method", [hypergradient.exact_hypergradient, hypergradient.finite_difference_hypergradient]
+    "method", [bilevel.exact_hypergradient, bilevel.finite_difference_hypergradient]
 )
 def test_quadratic_closed_form(method):
     train, valid, theta, phi, expected = quadratic()
@@ -48,12 +49,12 @@ def test_momentum_decay_and_clipping_are_part_of_the_unrolled_step():
     momentum = jnp.linspace(-1.0, 1.0, 4)
 
     def inner_step(params, gradient):
-        return train_state.sgd_update(
+        return sgd.sgd_update(
             params, momentum, gradient, learning_rate=ETA, weight_decay=0.01, clip_norm=0.5
         )[0]
 
     through_the_step = jax.grad(lambda phi: valid(inner_step(theta, jax.grad(train)(theta, phi))))(phi)
-    exact = hypergradient.exact_hypergradient(train, valid, inner_step, theta, phi)
+    exact = bilevel.exact_hypergradient(train, valid, inner_step, theta, phi)
     np.testing.assert_allclose(exact, through_the_step, rtol=1e-9)
     assert np.linalg.norm(exact - plain) > 1e-2  # the clip at 0.5 really acts
 
@@ -72,11 +73,11 @@ def network_problem():
     def per_example(theta, phi):
         views = jnp.stack([train_images, -train_images, train_images[:, ::-1]])
         images = jnp.einsum("k,kbhwc->bhwc", jax.nn.softmax(phi), views)
-        return train_state.cross_entropy(wide_resnet.apply(theta, stats, images, True)[0], labels)
+        return sgd.cross_entropy(wide_resnet.apply(theta, stats, images, True)[0], labels)
 
     def valid(theta):
         logits, _ = wide_resnet.apply(theta, stats, valid_images, True)
-        return jnp.mean(train_state.cross_entropy(logits, labels))
+        return jnp.mean(sgd.cross_entropy(logits, labels))
 
     return params, per_example, valid
 
@@ -90,8 +91,8 @@ def test_network_exact_equals_fine_finite_differences():
     def both(phi):
         problem = train, valid, descend, params, phi
         return (
-            hypergradient.exact_hypergradient(*problem),
-            hypergradient.finite_difference_hypergradient(*problem, radius=1e-6),
+            bilevel.exact_hypergradient(*problem),
+            bilevel.finite_difference_hypergradient(*problem, radius=1e-6),
         )
 
     exact, fine = both(phi)
@@ -112,8 +113,8 @@ def test_alignment_is_the_inner_product_with_every_example_gradient():
 
     @quick_jit.jit
     def all_scores(direction):
-        fine = hypergradient.alignment_finite_difference(losses, params, direction, radius=1e-6)
-        return hypergradient.alignment(losses, params, direction), fine
+        fine = bilevel.alignment_finite_difference(losses, params, direction, radius=1e-6)
+        return bilevel.alignment(losses, params, direction), fine
 
     scores, fine = all_scores(direction)
     assert scores.shape == (6,)
@@ -128,7 +129,7 @@ def test_alignment_is_the_inner_product_with_every_example_gradient():
 def test_alignment_differentiates_in_what_the_losses_depend_on():
     weights = jnp.array([1.0, 2.0, 3.0], jnp.float64)
     theta, direction = jnp.array([0.5, -1.0]), jnp.array([2.0, 1.0])
-    scores = lambda w: hypergradient.alignment(lambda t: w * jnp.sum(t**2), theta, direction)  # noqa: E731
+    scores = lambda w: bilevel.alignment(lambda t: w * jnp.sum(t**2), theta, direction)  # noqa: E731
     np.testing.assert_allclose(scores(weights), weights * 2 * (theta @ direction), rtol=1e-12)
     np.testing.assert_allclose(jax.jacobian(scores)(weights), jnp.eye(3) * 2 * (theta @ direction))
 
@@ -139,9 +140,9 @@ def test_orthogonal_part_has_nothing_along_the_direction():
         {"a": jax.random.normal(i, (3, 2)), "b": jax.random.normal(j, (4,))} for i, j in (keys[:2], keys[2:])
     )
     flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
-    part = hypergradient.orthogonal_part(vector, direction)
+    part = bilevel.orthogonal_part(vector, direction)
     np.testing.assert_allclose(flat(part) @ flat(direction), 0.0, atol=1e-14)
     removed = flat(vector) - flat(part)
     np.testing.assert_allclose(removed, flat(direction) * (removed[0] / flat(direction)[0]), rtol=1e-12)
     zero = jax.tree.map(jnp.zeros_like, direction)
-    np.testing.assert_array_equal(flat(hypergradient.orthogonal_part(vector, zero)), flat(vector))
+    np.testing.assert_array_equal(flat(bilevel.orthogonal_part(vector, zero)), flat(vector))

@@ -9,7 +9,7 @@ import pytest
 import quick_jit
 from jax.test_util import check_grads
 
-from dada import layers
+from dada.models import layers
 
 
 def _random(seed, shape, dtype=np.float32):

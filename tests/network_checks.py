@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import quick_jit
 
-from dada import layers
+from dada.models import layers
 
 
 def shapes(module, config):

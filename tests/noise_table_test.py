@@ -5,13 +5,14 @@ import json
 import jax
 import pytest
 
-from dada import policy
-from experiments import noise_simulation, noise_table
+from dada import policies
+from experiments import noise_table
+from experiments.summaries import noise_simulation
 
 
 def test_published_policies_have_the_spread_of_noise():
     # Expected of the noise: what an independent simulation gave, 0.090 and 0.065 over 12 runs.
-    published = noise_table.spread(policy.load("dada_cifar10"))
+    published = noise_table.spread(policies.load("dada_cifar10"))
     assert published == pytest.approx((0.090, 0.058, 0.083, 0.973), abs=0.001)
     keys = jax.random.split(jax.random.key(1), 6)
     spreads = [noise_table.spread(noise_simulation.simulate(key, 304)) for key in keys]
@@ -27,7 +28,7 @@ def test_the_noise_table_names_what_was_not_run(tmp_path):
     text = noise_table.markdown([task])
     assert "| CIFAR-10 (304) | s.d. of the probabilities | not run | 0.090 | " in text
     for seed in (0, 1):
-        policy.save(tmp_path / f"found_{seed}.json", policy.random_policy(seed))
+        policies.save(tmp_path / f"found_{seed}.json", policies.random_policy(seed))
     noise_table.main([str(tmp_path)])
     assert "(n = 2)" in (tmp_path / "table.md").read_text() and (tmp_path / "table.png").exists()
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + 4 * 3

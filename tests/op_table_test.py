@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from dada import op_table
+from dada import ops
 
 # Physical values at levels 0, 0.25, 0.5 and 1 for sign +1, then for sign -1.
 _NONE = ((0, 0.25, 0.5, 1), (0, 0.25, 0.5, 1))
@@ -69,25 +69,25 @@ OP_NAMES = (
 
 
 def _value(space, row, level, sign):
-    value = op_table.level_to_value(
+    value = ops.level_to_value(
         space, jnp.array(row), jnp.array(level, jnp.float32), jnp.array(sign, jnp.float32)
     )
     return np.asarray(value)
 
 
 def test_op_ids_are_fixed():
-    assert list(op_table.OPS) == OP_NAMES.split()
+    assert list(ops.OPS) == OP_NAMES.split()
 
 
 @pytest.mark.parametrize("name", ["dada", "strength"])
 def test_the_fifteen_ops_keep_their_order(name):
-    names = [row.name for row in op_table.search_space(name).rows]
-    assert names == list(op_table.OPS[1:16]) == list(VALUES[name])
+    names = [row.name for row in ops.search_space(name).rows]
+    assert names == list(ops.OPS[1:16]) == list(VALUES[name])
 
 
 @pytest.mark.parametrize("name", ["dada", "strength"])
 def test_values_of_every_row(name):
-    space = op_table.search_space(name)
+    space = ops.search_space(name)
     for index, row in enumerate(space.rows):
         for sign, expected in zip((1, -1), VALUES[name][row.name]):
             got = _value(space, [index] * 4, [0, 0.25, 0.5, 1], [sign] * 4)
@@ -96,7 +96,7 @@ def test_values_of_every_row(name):
 
 @pytest.mark.parametrize("name", ["dada", "strength"])
 def test_identity_values_are_met_exactly(name):
-    space = op_table.search_space(name)
+    space = ops.search_space(name)
     for index, row in enumerate(space.rows):
         if row.identity is None:
             assert row.unit == ""
@@ -106,9 +106,9 @@ def test_identity_values_are_met_exactly(name):
             assert _value(space, index, level, sign) == row.identity, row.name
 
 
-@pytest.mark.parametrize("name", op_table.SPACE_NAMES)
+@pytest.mark.parametrize("name", ops.SPACE_NAMES)
 def test_signs_mirror_about_the_identity_value(name):
-    space = op_table.search_space(name)
+    space = ops.search_space(name)
     levels = np.linspace(0, 1, 7)
     for index, row in enumerate(space.rows):
         plus = _value(space, [index] * 7, levels, [1] * 7)
@@ -119,9 +119,9 @@ def test_signs_mirror_about_the_identity_value(name):
             np.testing.assert_array_equal(plus, minus)
 
 
-@pytest.mark.parametrize("name", op_table.SPACE_NAMES)
+@pytest.mark.parametrize("name", ops.SPACE_NAMES)
 def test_gradient_of_the_value_is_the_signed_range(name):
-    space = op_table.search_space(name)
+    space = ops.search_space(name)
     count = len(space.rows)
     rows = jnp.arange(count)
     width = np.array([row.high - row.low for row in space.rows])
@@ -130,16 +130,16 @@ def test_gradient_of_the_value_is_the_signed_range(name):
 
         @jax.jit
         def total(level, sign=sign):
-            return op_table.level_to_value(space, rows, level, jnp.full(count, sign)).sum()
+            return ops.level_to_value(space, rows, level, jnp.full(count, sign)).sum()
 
         expected = np.where(mirrored, sign * width, width)
         np.testing.assert_allclose(jax.grad(total)(jnp.full(count, 0.3)), expected, rtol=1e-6)
 
 
 def test_deepaa_grid():
-    space = op_table.search_space("deepaa")
+    space = ops.search_space("deepaa")
     names = [row.name for row in space.rows]
-    assert names == list(op_table.OPS[:15])
+    assert names == list(ops.OPS[:15])
     grid = np.arange(13) / 12
     expected = {
         "ShearX": np.arange(-6, 7) * 0.05,
@@ -156,8 +156,8 @@ def test_deepaa_grid():
 
 
 def test_autoaugment_adds_rows_to_dada():
-    rows = op_table.search_space("autoaugment").rows
-    assert rows[:15] == op_table.search_space("dada").rows
+    rows = ops.search_space("autoaugment").rows
+    assert rows[:15] == ops.search_space("dada").rows
     assert [(row.name, row.low, row.high) for row in rows[15:]] == [
         ("TranslateXAbs", 0, 10),
         ("TranslateYAbs", 0, 10),
@@ -167,19 +167,19 @@ def test_autoaugment_adds_rows_to_dada():
 
 
 def test_extra_ops_are_appended_without_magnitude():
-    space = op_table.search_space("strength", ("Rotate90", "Identity"))
-    assert space.rows[:15] == op_table.search_space("strength").rows
+    space = ops.search_space("strength", ("Rotate90", "Identity"))
+    assert space.rows[:15] == ops.search_space("strength").rows
     assert space.rows[15:] == (
-        op_table.OpRow("Rotate90", 0.0, 1.0, "", None, False),
-        op_table.OpRow("Identity", 0.0, 1.0, "", None, False),
+        ops.OpRow("Rotate90", 0.0, 1.0, "", None, False),
+        ops.OpRow("Identity", 0.0, 1.0, "", None, False),
     )
-    np.testing.assert_array_equal(op_table.row_op_ids(space), [*range(1, 16), 18, 0])
-    assert op_table.row_op_ids(space).dtype == np.int32
+    np.testing.assert_array_equal(ops.row_op_ids(space), [*range(1, 16), 18, 0])
+    assert ops.row_op_ids(space).dtype == np.int32
 
 
 def test_a_space_is_a_static_argument():
-    function = jax.jit(op_table.level_to_value, static_argnums=0)
-    space = op_table.search_space("strength", ("FlipLR",))
+    function = jax.jit(ops.level_to_value, static_argnums=0)
+    space = ops.search_space("strength", ("FlipLR",))
     one = jnp.ones(1)
     assert function(space, jnp.array([4]), one, -one) == -30
 
@@ -197,23 +197,23 @@ def test_a_space_is_a_static_argument():
 )
 def test_bad_spaces(name, extra_ops, message):
     with pytest.raises(ValueError, match=message):
-        op_table.search_space(name, extra_ops)
+        ops.search_space(name, extra_ops)
 
 
 def test_random_ops_follow_the_others():
-    assert op_table.ALL_OPS[: len(op_table.OPS)] == op_table.OPS
-    space = op_table.search_space("deepaa", ("RandFlip", "RandCrop"))
-    assert op_table.random_ops(space) == ("RandFlip", "RandCrop")
-    np.testing.assert_array_equal(op_table.row_op_ids(space)[-2:], [len(op_table.OPS), len(op_table.OPS) + 3])
-    assert op_table.op_ids(space) == (*range(15), 25, 28)
+    assert ops.ALL_OPS[: len(ops.OPS)] == ops.OPS
+    space = ops.search_space("deepaa", ("RandFlip", "RandCrop"))
+    assert ops.random_ops(space) == ("RandFlip", "RandCrop")
+    np.testing.assert_array_equal(ops.row_op_ids(space)[-2:], [len(ops.OPS), len(ops.OPS) + 3])
+    assert ops.op_ids(space) == (*range(15), 25, 28)
 
 
 def test_bad_levels():
-    space = op_table.search_space("dada")
+    space = ops.search_space("dada")
     with pytest.raises(TypeError, match="row: got dtype float32, expected an integer"):
-        op_table.level_to_value(space, jnp.zeros(2), jnp.zeros(2), jnp.ones(2))
+        ops.level_to_value(space, jnp.zeros(2), jnp.zeros(2), jnp.ones(2))
     with pytest.raises(ValueError, match=r"got \(2,\), \(3,\) and \(2,\)"):
-        op_table.level_to_value(space, jnp.zeros(2, int), jnp.zeros(3), jnp.ones(2))
+        ops.level_to_value(space, jnp.zeros(2, int), jnp.zeros(3), jnp.ones(2))
 
 
 # ---- apply_op --------------------------------------------------------------------------------
@@ -264,13 +264,13 @@ ORACLE = {
 }
 
 
-@pytest.mark.parametrize("name", op_table.OPS)
+@pytest.mark.parametrize("name", ops.OPS)
 def test_every_op_is_pillows(name):
     shape = (28, 28, 3) if name == "Rotate90" else (20, 28, 3)
     pixels = np.random.default_rng(3).integers(20, 220, shape, np.uint8)
     value, oracle = ORACLE[name]
     expected = np.asarray(oracle(Image.fromarray(pixels)))
-    apply = jax.jit(op_table.apply_op, static_argnums=0)
+    apply = jax.jit(ops.apply_op, static_argnums=0)
     image = jnp.asarray(pixels, jnp.float32) / 255
     got = apply(name, image, jnp.float32(value), jnp.array(CENTER, jnp.float32))
     assert got.shape == shape and got.dtype == jnp.float32
@@ -278,12 +278,12 @@ def test_every_op_is_pillows(name):
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in op_table.search_space("autoaugment").rows if row.identity is not None]
+    "row", [row for row in ops.search_space("autoaugment").rows if row.identity is not None]
 )
 def test_the_identity_value_leaves_the_image(row):
     pixels = np.random.default_rng(4).integers(0, 256, (12, 18, 3), np.uint8)
     image = jnp.asarray(pixels, jnp.float32) / 255
-    got = op_table.apply_op(row.name, image, jnp.float32(row.identity), jnp.array([5.0, 7.0]))
+    got = ops.apply_op(row.name, image, jnp.float32(row.identity), jnp.array([5.0, 7.0]))
     np.testing.assert_array_equal(np.rint(np.asarray(got) * 255), pixels)
 
 
@@ -291,7 +291,7 @@ def test_cutout_has_a_gradient_at_the_identity():
     image = jnp.full((12, 18, 3), 0.1)
 
     def brightness(value):
-        return op_table.apply_op("Cutout", image, value, jnp.array([5.0, 7.0])).sum()
+        return ops.apply_op("Cutout", image, value, jnp.array([5.0, 7.0])).sum()
 
     assert brightness(0.0) == image.sum()
     assert jax.grad(brightness)(0.0) > 0
@@ -299,4 +299,4 @@ def test_cutout_has_a_gradient_at_the_identity():
 
 def test_unknown_op():
     with pytest.raises(ValueError, match="got 'Twirl', expected one of Identity, ShearX"):
-        op_table.apply_op("Twirl", jnp.zeros((4, 4, 3)), 0.0, jnp.zeros(2))
+        ops.apply_op("Twirl", jnp.zeros((4, 4, 3)), 0.0, jnp.zeros(2))

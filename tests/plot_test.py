@@ -13,16 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dada import op_table, policy, policy_space, sampling
-from experiments import (
-    chart_figures,
-    datasets,
-    figure_style,
-    finished_search,
-    image_figures,
-    plot,
-    run_folder,
-)
+from dada import policies
+from dada.ops import table as op_table
+from dada.searches.dada import space as policy_space
+from experiments import plot
+from experiments.data import datasets
+from experiments.figures import chart_figures, figure_style, finished_search, image_figures
+from experiments.runs import run_folder
 
 NAMES = ("sample_images", "ops", "curves", "policy", "augmented_images")
 
@@ -53,9 +50,9 @@ def make_run(path, *, kind="pairs", planted="Invert", dataset="embedded", leader
         line |= {"entropy": policy_space.entropy(now), "op_mass": mass, "temperature": 1 - share / 2}
         folder.log(step, {"seconds": step, **line})
     rows = policy_space.pair_table(num_ops)[:4]
-    content = policy.SubPolicies(rows, np.full((4, 2), 0.7), np.full((4, 2), 0.6), np.arange(1.0, 5.0))
-    found = policy.Policy("sub_policies", "strength", ("Rotate90",), content, method="dada")
-    policy.save(folder.policy_path, found)
+    content = policies.SubPolicies(rows, np.full((4, 2), 0.7), np.full((4, 2), 0.6), np.arange(1.0, 5.0))
+    found = policies.Policy("sub_policies", "strength", ("Rotate90",), content, method="dada")
+    policies.save(folder.policy_path, found)
     folder.write_summary(
         {
             "op_mass_policy_file": dict(zip(names, policy_space.op_mass(learned, num_ops).tolist())),
@@ -131,7 +128,7 @@ def test_augment_in_blocks_applies_every_op_once(dataset):
     images = dataset.train_images[: plot._BLOCK + 9]
     ops = [op_table.OPS.index(name) for name in ("Invert", "Rotate90")]
     shape = (len(images), 2)
-    draws = sampling.Draws(np.tile(np.int32(ops), (len(images), 1)), np.zeros(shape), np.zeros((*shape, 2)))
+    draws = ops.Draws(np.tile(np.int32(ops), (len(images), 1)), np.zeros(shape), np.zeros((*shape, 2)))
     expected = np.rot90(255 - images, axes=(1, 2))
     np.testing.assert_array_equal(plot._augment(images, draws), expected)
 

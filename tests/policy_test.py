@@ -8,9 +8,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from dada import op_table, policy, policy_table
+from dada import ops, policies
 
-SHIPPED = sorted((pathlib.Path(policy.__file__).parent / "policies").glob("*.json"))
+SHIPPED = sorted((pathlib.Path(policies.__file__).parent / "published").glob("*.json"))
 HEADER = {
     "format_version": 1,
     "search_space": "strength",
@@ -63,9 +63,9 @@ def _write(folder, data):
 @pytest.mark.parametrize("kind", FILES)
 def test_load_save_keeps_content_and_bytes(kind, tmp_path):
     first, second = tmp_path / "first.json", tmp_path / "second.json"
-    policy.save(first, policy.load(_write(tmp_path, FILES[kind])))
+    policies.save(first, policies.load(_write(tmp_path, FILES[kind])))
     assert json.loads(first.read_text("utf-8")) == FILES[kind]
-    policy.save(second, policy.load(first))
+    policies.save(second, policies.load(first))
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes().endswith(b"]\n}\n")
     assert sorted(file.name for file in tmp_path.iterdir()) == [
@@ -76,8 +76,8 @@ def test_load_save_keeps_content_and_bytes(kind, tmp_path):
 
 
 def test_one_sub_policy_per_line():
-    artefact = policy.from_sequences("dada", [[("Invert", 0.5, 0.1)], [("Color", 1, 0.2)]])
-    lines = policy.to_json(artefact).splitlines()
+    artefact = policies.from_sequences("dada", [[("Invert", 0.5, 0.1)], [("Color", 1, 0.2)]])
+    lines = policies.to_json(artefact).splitlines()
     assert lines[-5:-2] == [
         ' "sub_policies": [',
         '  [["Invert", 0.5, 0.1]],',
@@ -87,28 +87,28 @@ def test_one_sub_policy_per_line():
 
 def test_float32_numbers_survive_exactly(tmp_path):
     numbers = np.random.default_rng(0).uniform(size=(30, 2)).astype(np.float32)
-    content = policy.SubPolicies(np.arange(30, dtype=np.int32)[:, None] % 15, *numbers.T[..., None])
+    content = policies.SubPolicies(np.arange(30, dtype=np.int32)[:, None] % 15, *numbers.T[..., None])
     path = tmp_path / "policy.json"
-    policy.save(path, policy.Policy("sub_policies", "dada", (), content))
-    loaded = policy.load(path).content
+    policies.save(path, policies.Policy("sub_policies", "dada", (), content))
+    loaded = policies.load(path).content
     np.testing.assert_array_equal(np.float32(loaded.probability), content.probability)
     np.testing.assert_array_equal(np.float32(loaded.level), content.level)
 
 
 def test_a_failed_save_keeps_the_old_file(tmp_path):
     path = tmp_path / "policy.json"
-    policy.save(path, policy.identity())
+    policies.save(path, policies.identity())
     before = path.read_bytes()
-    content = policy.identity().content._replace(level=np.full((1, 1), 2.0))
+    content = policies.identity().content._replace(level=np.full((1, 1), 2.0))
     with pytest.raises(ValueError, match=r"sub_policies\[0\]\[0\].level: got 2.0"):
-        policy.save(path, dataclasses.replace(policy.identity(), content=content))
+        policies.save(path, dataclasses.replace(policies.identity(), content=content))
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_policies(path):
-    artefact = policy.load(path.stem)
-    assert policy.to_json(artefact) == path.read_text("utf-8")
+    artefact = policies.load(path.stem)
+    assert policies.to_json(artefact) == path.read_text("utf-8")
     if artefact.method != "identity":
         assert artefact.source and artefact.licence and artefact.data_set
 
@@ -128,16 +128,16 @@ def test_shipped_policies(path):
     ],
 )
 def test_known_numbers(name, shape, entry, probability, level):
-    content = policy.load(name).content
+    content = policies.load(name).content
     assert content.row.shape == shape and content.weight is None
-    names = [row.name for row in policy.space(policy.load(name)).rows]
+    names = [row.name for row in policies.space(policies.load(name)).rows]
     assert names[content.row[0, 0]] == entry
     assert content.probability[0, 0] == probability and content.level[0, 0] == level
 
 
 def test_autoaugment_has_the_papers_color_level():
-    artefact = policy.load("autoaugment_cifar10")
-    space = policy.space(artefact)
+    artefact = policies.load("autoaugment_cifar10")
+    space = policies.space(artefact)
     assert space.rows[artefact.content.row[13, 1]].name == "Color"
     assert artefact.content.probability[13, 1] == 0.2 and artefact.content.level[13, 1] == 0.8
 
@@ -154,10 +154,10 @@ def test_autoaugment_has_the_papers_color_level():
     ],
 )
 def test_deepaa_marginals(name, layer, op, percent):
-    artefact = policy.load(name)
+    artefact = policies.load(name)
     content = artefact.content
     assert content.probability.shape == ((6 if "cifar" in name else 5), 139)
-    row = [r.name for r in policy.space(artefact).rows].index(op)
+    row = [r.name for r in policies.space(artefact).rows].index(op)
     marginal = content.probability[layer, content.row == row].sum()
     assert round(100 * marginal, 2) == percent
 
@@ -227,7 +227,7 @@ def test_bad_field(case, tmp_path):
     target[place[-1]] = value
     path = _write(tmp_path, data)
     with pytest.raises(ValueError) as error:
-        policy.load(path)
+        policies.load(path)
     assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
 
 
@@ -248,7 +248,7 @@ def test_bad_field(case, tmp_path):
 def test_bad_text(text, message, tmp_path):
     path = _write(tmp_path, text)
     with pytest.raises(ValueError) as error:
-        policy.load(path)
+        policies.load(path)
     assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
 
 
@@ -256,21 +256,21 @@ def test_bad_text(text, message, tmp_path):
 def test_missing_key(key, tmp_path):
     data = {name: value for name, value in FILES["schedule"].items() if name != key}
     with pytest.raises(ValueError, match=f"{key}: got "):
-        policy.load(_write(tmp_path, data))
+        policies.load(_write(tmp_path, data))
 
 
 def test_bytes_that_are_not_text(tmp_path):
     path = tmp_path / "policy.json"
     path.write_bytes(b"\xff\xfe{}")
     with pytest.raises(ValueError, match=r"policy\.json: 'utf-8' codec"):
-        policy.load(path)
+        policies.load(path)
 
 
 def test_no_such_policy(tmp_path):
     with pytest.raises(ValueError, match="got 'dada_cifar', expected a file or one of autoaug"):
-        policy.load("dada_cifar")
+        policies.load("dada_cifar")
     with pytest.raises(ValueError, match=r"no\.json', expected a file or one of"):
-        policy.load(tmp_path / "no.json")
+        policies.load(tmp_path / "no.json")
 
 
 @pytest.mark.parametrize(
@@ -288,13 +288,13 @@ def test_no_such_policy(tmp_path):
     ],
 )
 def test_bad_arrays(change, error, message):
-    good = policy.from_sequences("dada", [[("Invert", 0.5, 0.5)]])
+    good = policies.from_sequences("dada", [[("Invert", 0.5, 0.5)]])
     arrays = {name: value for name, value in change.items() if name != "kind"}
     bad = dataclasses.replace(
         good, content=good.content._replace(**arrays), kind=change.get("kind", good.kind)
     )
     with pytest.raises(error, match=message):
-        policy.validate(bad)
+        policies.validate(bad)
 
 
 # ---- construction ----------------------------------------------------------------------------
@@ -316,59 +316,59 @@ def test_bad_arrays(change, error, message):
     ],
 )  # fmt: skip
 def test_random_policy_is_the_original_recipe(seed, index, expected):
-    data = json.loads(policy.to_json(policy.random_policy(seed)))
+    data = json.loads(policies.to_json(policies.random_policy(seed)))
     assert len(data["sub_policies"]) == 25
     assert data["sub_policies"][index] == expected
     assert (data["method"], data["seed"], data["search_space"]) == ("random", seed, "dada")
 
 
 def test_random_policy_of_another_space():
-    artefact = policy.random_policy(1, "strength", extra_ops=("Rotate90",), num_sub_policies=120)
+    artefact = policies.random_policy(1, "strength", extra_ops=("Rotate90",), num_sub_policies=120)
     pairs = {tuple(pair) for pair in artefact.content.row.tolist()}
     assert len(pairs) == 120 and all(first < second for first, second in pairs)
     with pytest.raises(ValueError, match=r"num_sub_policies: got 106, expected 1\.\.105"):
-        policy.random_policy(0, num_sub_policies=106)
+        policies.random_policy(0, num_sub_policies=106)
 
 
 def test_top_k():
     sequences = [[(op, 0.5, 0.5)] for op in ("Invert", "Color", "Rotate")]
     sequences.append([("Cutout", 0.1, 0.2), ("Invert", 0.3, 0.4)])
-    artefact = policy.from_sequences("dada", sequences, weights=[1, 3, 3, 0.5], seed=4)
-    best = policy.top_k(artefact, 2)
-    assert json.loads(policy.to_json(best))["sub_policies"] == [
+    artefact = policies.from_sequences("dada", sequences, weights=[1, 3, 3, 0.5], seed=4)
+    best = policies.top_k(artefact, 2)
+    assert json.loads(policies.to_json(best))["sub_policies"] == [
         [["Color", 0.5, 0.5]],
         [["Rotate", 0.5, 0.5]],
     ]
     assert best.content.row.shape == (2, 1) and best.content.weight is None and best.seed == 4
     assert best.selection_rule == "top 2 of 4 by weight, then uniform"
-    assert policy.top_k(artefact, 4).content.row.shape == (4, 2)
+    assert policies.top_k(artefact, 4).content.row.shape == (4, 2)
     with pytest.raises(ValueError, match=r"k: got 5, expected 1\.\.4"):
-        policy.top_k(artefact, 5)
+        policies.top_k(artefact, 5)
 
 
 def test_a_policy_can_be_a_static_argument():
-    first = policy.identity()
-    assert hash(first) == hash(first) and first != policy.identity()
+    first = policies.identity()
+    assert hash(first) == hash(first) and first != policies.identity()
 
 
 # ---- summaries -------------------------------------------------------------------------------
 
 
 def test_op_mass_of_sub_policies(tmp_path):
-    mass = policy_table.op_mass(policy.load(_write(tmp_path, FILES["sub_policies"])))
+    mass = policies.op_mass(policies.load(_write(tmp_path, FILES["sub_policies"])))
     expected = {"ShearX": 2 / 3 * 0.1, "Rotate90": 2 / 3, "Invert": 1 / 3, "Color": 1 / 12}
-    assert list(mass) == [row.name for row in op_table.search_space("strength", ["Rotate90"]).rows]
+    assert list(mass) == [row.name for row in ops.search_space("strength", ["Rotate90"]).rows]
     for op, value in mass.items():
         assert value == pytest.approx(expected.get(op, 0.0)), op
 
 
 def test_op_mass_of_layers_and_schedule(tmp_path):
-    mass = policy_table.op_mass(policy.load(_write(tmp_path, FILES["layers"])))
+    mass = policies.op_mass(policies.load(_write(tmp_path, FILES["layers"])))
     assert mass["Rotate90"] == pytest.approx(0.5) and mass["Rotate"] == pytest.approx(1.5)
-    mass = policy_table.op_mass(policy.load(_write(tmp_path, FILES["schedule"])))
+    mass = policies.op_mass(policies.load(_write(tmp_path, FILES["schedule"])))
     assert mass["Invert"] == pytest.approx(2 * (0.35 * 0.5 + 0.2 * 0.4 + 0.1 * 0.1) / 3)
     assert sum(mass.values()) == pytest.approx(2 * 0.65 / 3)
-    assert sum(policy_table.op_mass(policy.identity()).values()) == 0
+    assert sum(policies.op_mass(policies.identity()).values()) == 0
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_op_mass_of_layers_and_schedule(tmp_path):
     ],
 )
 def test_format_table(kind, expected, tmp_path):
-    text = policy_table.format_table(policy.load(_write(tmp_path, FILES[kind])))
+    text = policies.format_table(policies.load(_write(tmp_path, FILES[kind])))
     lines = text.splitlines()
     assert lines[0] == f"{kind} in search space strength"
     for line in expected:

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dada import layers, policy, policy_training, train_state
+from dada import policies
+from dada.models import layers
+from dada.training import policy_training, sgd
 
 BATCH, SIZE, CLASSES = 16, 8, 3
 PLAIN = {"crop_padding": 0, "flip": False, "cutout_length": 0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
@@ -34,17 +36,17 @@ def normed(params, batch_stats, images, is_training, key=None, *, axis_name=None
 def normed_state():
     norm, stats = layers.init_batch_norm(3)
     params = {"stem": layers.init_conv(jax.random.key(0), 3, 3, 3), "norm": norm}
-    return train_state.init(params, stats)
+    return sgd.init(params, stats)
 
 
 def linear_state(seed=0):
     weight = 0.1 * jax.random.normal(jax.random.key(seed), (SIZE * SIZE * 3, CLASSES))
     params = {"weight": weight, "bias": jnp.zeros(CLASSES)}
-    return train_state.init(params, {"steps": jnp.zeros(())})
+    return sgd.init(params, {"steps": jnp.zeros(())})
 
 
 def config(found=None, apply=linear, **changes):
-    return policy_training.Config(apply, found or policy.identity(), steps_per_epoch=4, **changes)
+    return policy_training.Config(apply, found or policies.identity(), steps_per_epoch=4, **changes)
 
 
 def data(count=BATCH, seed=0):
@@ -73,7 +75,7 @@ def inputs(settings, images):
 
 
 def always(*names):
-    return policy.from_sequences("dada", [[(name, 1.0, 0.5) for name in names]])
+    return policies.from_sequences("dada", [[(name, 1.0, 0.5) for name in names]])
 
 
 def test_the_policy_comes_before_or_after_the_crop():
@@ -104,14 +106,14 @@ def test_flip_normalise_and_cutout_follow():
 
 def test_a_schedule_policy_is_stretched_over_the_training():
     one = np.eye(2)
-    content = policy.Schedule(
+    content = policies.Schedule(
         row=np.array([6, 8], np.int32),  # Invert, and Solarize, which at level 1 changes nothing
         level=np.array([0.5, 1.0]),
         p_tp=np.ones(2),
         p_o=one,
         num_ops=1,
     )
-    found = policy.Policy("schedule", "dada", (), content)
+    found = policies.Policy("schedule", "dada", (), content)
     images, labels = data()
     state, settings = linear_state(), config(found, num_epochs=8, **PLAIN)
     plain = config(num_epochs=8, **PLAIN)
@@ -152,7 +154,7 @@ def test_the_rate_of_each_update_is_that_of_its_real_valued_epoch():
 
 
 def test_one_and_eight_devices_take_the_same_step():
-    settings = config(policy.load("dada_cifar10"), normed, cutout_length=4)
+    settings = config(policies.load("dada_cifar10"), normed, cutout_length=4)
     images, labels = data()
     mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
     divided = jax.device_put((images, labels), jax.NamedSharding(mesh, jax.P("device")))
@@ -204,7 +206,7 @@ def test_the_test_counts_every_image_once(batch_size):
     result = policy_training.evaluate(settings, state, images, labels, batch_size)
     logits, _ = linear(state.params, state.batch_stats, images / 255.0, False)
     assert int(result["num_right"]) == int(np.sum(np.argmax(logits, -1) == labels))
-    expected = np.asarray(train_state.cross_entropy(logits, labels), np.float64).mean()
+    expected = np.asarray(sgd.cross_entropy(logits, labels), np.float64).mean()
     np.testing.assert_allclose(result["loss"], expected, rtol=1e-5)
 
 
@@ -215,7 +217,7 @@ def test_the_test_uses_the_running_statistics():
     state = normed_state()._replace(batch_stats=stats)
     result = policy_training.evaluate(settings, state, images, labels, 5)
     logits, _ = normed(state.params, stats, images / 255.0, False)
-    np.testing.assert_allclose(result["loss"], train_state.cross_entropy(logits, labels).mean(), rtol=1e-5)
+    np.testing.assert_allclose(result["loss"], sgd.cross_entropy(logits, labels).mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

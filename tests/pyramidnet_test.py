@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import quick_jit
 
-from dada import layers
-from dada.models import pyramidnet
+from dada.models import layers, pyramidnet
 
 TINY = pyramidnet.Config(depth=11, alpha=6, num_classes=5)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dada import relaxation
+from dada.gradients import relaxation
 
 LOGITS = jnp.array([0.3, -1.2, 2.0, 0.0])
 PROBABILITIES = np.asarray(jax.nn.softmax(LOGITS))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import quick_jit
 
-from dada import layers
-from dada.models import resnet
+from dada.models import layers, resnet
 
 
 def _shapes(config):

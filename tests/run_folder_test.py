@@ -16,7 +16,7 @@ import optax
 import pytest
 from absl import flags as absl_flags
 
-from experiments import run_folder
+from experiments.runs import run_folder
 
 FLAGS = {
     "seed": 3,

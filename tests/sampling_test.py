@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dada import op_table, policy, sampling
+from dada import ops, policies
+from dada.augment import sampling
 
 COUNT = 20_000
 SIZE = (24, 40)
@@ -15,7 +16,7 @@ _SAMPLE = jax.jit(sampling.sample, static_argnums=(1, 2, 3))
 
 
 def _op(name):
-    return op_table.OPS.index(name)
+    return ops.OPS.index(name)
 
 
 def _assert_distribution(counts, probability):
@@ -36,7 +37,7 @@ def _pairs(first, second, size):
 
 @functools.cache
 def _three_sub_policies(weights):
-    return policy.from_sequences(
+    return policies.from_sequences(
         "strength",
         [
             [("Rotate", 0.3, 0.5), ("Contrast", 0.8, 0.25)],
@@ -53,8 +54,8 @@ def _layers():
     row = np.array([0, 5, 5, 9, 7], np.int32)  # Identity, Rotate twice, Solarize, Invert
     level = np.array([0.0, 0.0, 0.75, 0.5, 0.0])
     probability = np.array([[0.1, 0.2, 0.3, 0.4, 0.0], [0.6, 0.1, 0.1, 0.1, 0.1]])
-    content = policy.Layers(row, level, probability)
-    return policy.Policy("layers", "deepaa_mirrored", (), content)
+    content = policies.Layers(row, level, probability)
+    return policies.Policy("layers", "deepaa_mirrored", (), content)
 
 
 @functools.cache
@@ -62,8 +63,8 @@ def _schedule():
     row = np.array([6, 0, 14], np.int32)  # Invert, ShearX, Cutout
     level = np.array([0.0, 0.5, 1.0])
     p_o = np.array([[1, 0, 0], [0.2, 0.3, 0.5]])
-    content = policy.Schedule(row, level, np.array([0.35, 0.7]), p_o, 2)
-    return policy.Policy("schedule", "strength", (), content)
+    content = policies.Schedule(row, level, np.array([0.35, 0.7]), p_o, 2)
+    return policies.Policy("schedule", "strength", (), content)
 
 
 POLICIES = {
@@ -112,7 +113,7 @@ def test_values_and_signs_of_sub_policies():
         "Invert": (0.0,),
         "Identity": (0.0,),
     }
-    assert {op_table.OPS[index] for index in np.unique(op)} == set(expected)
+    assert {ops.OPS[index] for index in np.unique(op)} == set(expected)
     for name, values in expected.items():
         got = value[op == _op(name)]
         np.testing.assert_allclose(np.unique(got), sorted(values), rtol=1e-6)
@@ -139,7 +140,7 @@ def test_layers_draw_one_action_each():
 
 def test_deepaa_as_searched_keeps_the_sign():
     mirrored = _layers()
-    artefact = policy.Policy("layers", "deepaa", (), mirrored.content)
+    artefact = policies.Policy("layers", "deepaa", (), mirrored.content)
     draws = _SAMPLE(jax.random.key(3), artefact, 500, SIZE)
     rotations = np.asarray(draws.value)[np.asarray(draws.op) == _op("Rotate")]
     np.testing.assert_allclose(np.unique(rotations), [-30, 15])
@@ -160,7 +161,7 @@ def test_schedule_applies_all_ops_or_none(epoch):
 
 
 def test_the_identity_policy_does_nothing():
-    draws = _SAMPLE(jax.random.key(5), policy.identity(), 64, SIZE)
+    draws = _SAMPLE(jax.random.key(5), policies.identity(), 64, SIZE)
     assert draws.op.shape == (64, 1) and not draws.op.any() and not draws.value.any()
 
 
@@ -211,7 +212,7 @@ def test_a_traced_epoch_is_the_same():
     "name", ["dada_cifar10", "autoaugment_svhn", "fast_autoaugment_imagenet", "identity"]
 )
 def test_shipped_policies_can_be_drawn(name):
-    draws = _SAMPLE(jax.random.key(0), policy.load(name), 256, (32, 32))
+    draws = _SAMPLE(jax.random.key(0), policies.load(name), 256, (32, 32))
     assert draws.op.shape[0] == 256 and np.isfinite(np.asarray(draws.value)).all()
     assert (name == "identity") == (not draws.op.any())
 
@@ -220,7 +221,7 @@ def test_shipped_policies_can_be_drawn(name):
 
 
 def test_assemble_draws_and_its_gradient():
-    space = op_table.search_space("strength", ("Rotate90",))
+    space = ops.search_space("strength", ("Rotate90",))
     row = jnp.array([[4, 8], [15, 10]])
     applied = jnp.array([[True, False], [True, True]])
     sign = jnp.array([[-1.0, 1.0], [1.0, -1.0]])
@@ -266,7 +267,7 @@ def test_bad_arrays(change, error, message):
         "center": jnp.zeros((2, 3, 2)),
     }
     with pytest.raises(error, match=message):
-        sampling.assemble_draws(op_table.search_space("dada"), **(good | change))
+        sampling.assemble_draws(ops.search_space("dada"), **(good | change))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dada import schedules
+from dada.training import schedules
 
 
 def dada(epoch):

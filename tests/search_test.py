@@ -8,8 +8,9 @@ import quick_jit
 import small_runs
 from absl.testing import flagsaver
 
-from dada import policy
-from experiments import command_line, compiled_loop, run_folder, search
+from dada import policies
+from experiments import search
+from experiments.runs import command_line, compiled_loop, run_folder
 
 SMALL = {
     "model": "wrn_10_1",
@@ -60,7 +61,7 @@ def test_a_run_leaves_its_folder(finished):
     assert [line["step"] for line in lines] == list(range(1, 10)) == list(range(1, summary["steps"] + 1))
     assert summary["seconds_compile"] > 0 and summary["seconds_run"] > 0
     assert summary["plain_step_ratio"] > 1
-    space = policy.space(policy.load(finished / "policy.json"))
+    space = policies.space(policies.load(finished / "policy.json"))
     assert set(summary["op_mass"]) == {row.name for row in space.rows}
     assert abs(sum(summary["op_mass_initial"].values()) - 1.0) < 1e-5  # two ops with probability one half
     assert summary["planted"]["op"] == "Rotate90"
@@ -110,7 +111,7 @@ def test_official_preset_and_max_steps(files, monkeypatch):
     small_runs.compile_quickly(monkeypatch)
     changes = {"preset": "official", "max_steps": 2, "extra_ops": [], "planted_op": "Invert"}
     official = run_here(files, "official", **changes)
-    found = policy.load(official / "policy.json")
+    found = policies.load(official / "policy.json")
     assert (found.search_space, found.preset, found.content.weight) == ("dada", "official", None)
     assert len(found.content.row) == 25 and run_folder.read_summary(official)["steps"] == 2
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import quick_jit
 
-from dada import layers
-from dada.models import shake_shake
+from dada.models import layers, shake_shake
 
 TINY = shake_shake.Config(depth=8, width=4, num_classes=5)
 

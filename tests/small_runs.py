@@ -12,7 +12,7 @@ import numpy as np
 import quick_jit
 from absl.testing import flagsaver
 
-from experiments import compiled_loop
+from experiments.runs import compiled_loop
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -9,15 +9,15 @@ import numpy as np
 import pillow_reference
 import pytest
 
-from dada import spatial_ops
+from dada.ops import spatial
 
-PLAIN = {"FlipLR": spatial_ops.flip_lr, "FlipUD": spatial_ops.flip_ud}
-SHEARS = {"ShearX": spatial_ops.shear_x, "ShearY": spatial_ops.shear_y}
+PLAIN = {"FlipLR": spatial.flip_lr, "FlipUD": spatial.flip_ud}
+SHEARS = {"ShearX": spatial.shear_x, "ShearY": spatial.shear_y}
 TRANSLATIONS = {
-    "TranslateXAbs": spatial_ops.translate_x,
-    "TranslateYAbs": spatial_ops.translate_y,
+    "TranslateXAbs": spatial.translate_x,
+    "TranslateYAbs": spatial.translate_y,
 }
-GEOMETRY = {**SHEARS, **TRANSLATIONS, "Rotate": spatial_ops.rotate}
+GEOMETRY = {**SHEARS, **TRANSLATIONS, "Rotate": spatial.rotate}
 NEXT = [np.nextafter(np.float32(v), np.float32(0)) for v in (0.5, -0.5, 3.5, -3.5)]
 # Ties of the fixed point lie at odd multiples of 2**-17.
 _SHEAR = [0, 1e-9, -1e-9, 0.5, -1, 2, 2.0**-17, -(2.0**-17), 3 * 2.0**-17, 2.0**-16]
@@ -64,13 +64,13 @@ def test_flips_and_the_quarter_turn_equal_pillow():
         for name, op in PLAIN.items():
             assert_same(op(image), pillow_reference.apply(name, levels), name)
     assert_same(
-        spatial_ops.rotate90(SQUARE_UNIT), pillow_reference.apply("Rotate90", SQUARE), "Rotate90"
+        spatial.rotate90(SQUARE_UNIT), pillow_reference.apply("Rotate90", SQUARE), "Rotate90"
     )
 
 
 def test_cutout_equals_pillow():
     rng = np.random.default_rng(7)
-    batched = jax.jit(jax.vmap(spatial_ops.cutout, (None, 0, 0)))
+    batched = jax.jit(jax.vmap(spatial.cutout, (None, 0, 0)))
     for levels, image in zip(IMAGES, UNIT):
         height, width, _ = levels.shape
         sides = np.r_[0, -1, -1e-9, 1e-9, 1, 2, width, rng.uniform(0, 0.3 * width, 249)]
@@ -123,7 +123,7 @@ def test_rotation_coefficients_are_those_of_double_precision():
     column = width / 2 - cosine * (width - 1) / 2 - sine * (height - 1) / 2
     row = height / 2 + sine * (width - 1) / 2 - cosine * (height - 1) / 2
     wanted = [np.floor(65536 * v + 0.5) for v in (cosine, -sine, sine, row, column)]
-    got = jax.jit(jax.vmap(lambda d: spatial_ops.rotation_coefficients(d, height, width)))(degrees)
+    got = jax.jit(jax.vmap(lambda d: spatial.rotation_coefficients(d, height, width)))(degrees)
     for one, other in zip(got, wanted):
         # One unit off where the exact number is within about 1e-6 of a tie.
         assert np.abs(one - other).max() <= 1
@@ -153,7 +153,7 @@ def test_descent_finds_the_side_of_cutout():
     centers = np.float32(np.random.default_rng(10).uniform(0, 32, (64, 2)))
 
     def op(images, side):
-        return jax.vmap(spatial_ops.cutout, (0, None, 0))(images, side, centers)
+        return jax.vmap(spatial.cutout, (0, None, 0))(images, side, centers)
 
     targets, results = level_recovery.recovered(op, images, 0, 6.4)
     assert (np.abs(results - targets) < 0.05 * 6.4).sum() >= 8, (targets, results)
@@ -232,14 +232,14 @@ def test_gradient_of_cutout_is_that_of_the_soft_box(side, center):
     wanted = (1 - mask(0)) * image_dot + 1.5 * slope * (color - image)
     primals = SQUARE_UNIT, np.float32(side), np.float32(center)
     tangents = image_dot, np.float32(1.5), np.float32((7, 7))  # the centre has no gradient
-    got = jax.jvp(spatial_ops.cutout, primals, tangents)[1]
+    got = jax.jvp(spatial.cutout, primals, tangents)[1]
     np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [*GEOMETRY, "Cutout"])
 def test_derivatives_are_finite_and_second_ones_symmetric(name):
     center = np.float32((9.5, 30.0))
-    op = GEOMETRY.get(name, lambda image, side: spatial_ops.cutout(image, side, center))
+    op = GEOMETRY.get(name, lambda image, side: spatial.cutout(image, side, center))
     weights = np.float32(np.random.default_rng(13).normal(size=SQUARE.shape))
 
     def loss(image, value):
@@ -262,14 +262,14 @@ def test_derivatives_are_finite_and_second_ones_symmetric(name):
 
 def test_flips_pass_gradients_back():
     weights = jnp.arange(32.0 * 32 * 3).reshape(32, 32, 3)
-    for op in (*PLAIN.values(), spatial_ops.rotate90):
+    for op in (*PLAIN.values(), spatial.rotate90):
         grad = jax.grad(lambda image, op=op: jnp.sum(op(image) * weights))(SQUARE_UNIT)
         np.testing.assert_array_equal(op(grad), weights)
 
 
 @pytest.mark.parametrize("name", [*GEOMETRY, *PLAIN, "Rotate90", "Cutout"])
 def test_bad_arguments_are_refused(name):
-    ops = {**GEOMETRY, **PLAIN, "Rotate90": spatial_ops.rotate90, "Cutout": spatial_ops.cutout}
+    ops = {**GEOMETRY, **PLAIN, "Rotate90": spatial.rotate90, "Cutout": spatial.cutout}
     op = ops[name]
     values = {"Cutout": (2.0, (1.0, 1.0))}.get(name, (1.0,) if name in GEOMETRY else ())
     with pytest.raises(TypeError, match="float32"):
@@ -286,6 +286,6 @@ def test_bad_arguments_are_refused(name):
 
 def test_bad_geometry_of_arguments_is_refused():
     with pytest.raises(ValueError, match="square"):
-        spatial_ops.rotate90(UNIT[1])
+        spatial.rotate90(UNIT[1])
     with pytest.raises(ValueError, match="center"):
-        spatial_ops.cutout(SQUARE_UNIT, 2.0, 3.0)
+        spatial.cutout(SQUARE_UNIT, 2.0, 3.0)

@@ -9,20 +9,11 @@ import types
 import pytest
 from absl.testing import flagsaver
 
-from dada import policy
-from experiments import (
-    command_line,
-    run_folder,
-    search,
-    table_cells,
-    table_definition,
-    table_figures,
-    table_run,
-    table_runs,
-    table_text,
-    tables,
-    train,
-)
+from dada import policies
+from experiments import search, table_run, tables, train
+from experiments.figures import table_figures
+from experiments.runs import command_line, run_folder
+from experiments.summaries import table_cells, table_definition, table_runs, table_text
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMITTED = [
@@ -97,7 +88,7 @@ def run(definition, column, row, seed, error, *, best=None, **changes):
 def write_run(path, command_flags, error, seconds=100.0, seeds_at_once=1):
     """The folder of a finished training."""
     folder = run_folder.create(path, command_flags)
-    policy.save(folder.policy_path, policy.identity())
+    policies.save(folder.policy_path, policies.identity())
     result = {"epoch": 3, "test_error": error, "test_accuracy": 1 - error}
     timing = {"seconds_run": seconds, "seeds_at_once": seeds_at_once}
     folder.write_summary({"recipe": {}, "last": result, "best": result, **timing})
@@ -107,7 +98,7 @@ def write_run(path, command_flags, error, seconds=100.0, seeds_at_once=1):
 def write_search(path, command_flags):
     folder = run_folder.create(path, command_flags)
     folder.write_summary({"steps": 3, "seconds_run": 50.0, "seeds_at_once": 2})
-    policy.save(folder.policy_path, policy.identity())
+    policies.save(folder.policy_path, policies.identity())
     return path
 
 
@@ -263,7 +254,7 @@ def test_runs_are_collected_into_the_table(definition, tmp_path, capsys):
         *(("small", "identity", 0), ("small", "identity", 1), ("small", "found", 0))
     ]
     assert runs[0].seconds == 50.0 and runs[2].search.seconds == 25.0 and "CPU cores" in runs[0].hardware
-    assert policy.load(definition.path / runs[2].search.policy).kind == "sub_policies"
+    assert policies.load(definition.path / runs[2].search.policy).kind == "sub_policies"
     assert "| found | 12.50 | 1 |" in (definition.path / "table.md").read_text()
     # Once more, without the run folders: the same table from runs.jsonl.
     before = (definition.path / "table.md").read_bytes()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import quick_jit
 
-from dada import train_state
+from dada.training import sgd
 
 
 def _tree(random):
@@ -21,7 +21,7 @@ def _float32(tree):
 
 def test_init_has_zero_momentum_and_an_integer_step():
     params = _float32(_tree(np.random.RandomState(0)))
-    state = train_state.init(params, {"mean": jnp.ones(2)})
+    state = sgd.init(params, {"mean": jnp.ones(2)})
     assert state.step.dtype == jnp.int32 and state.step == 0
     assert jax.tree.structure(state.momentum) == jax.tree.structure(params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.momentum))
@@ -40,7 +40,7 @@ def test_init_has_zero_momentum_and_an_integer_step():
     ],
 )
 def test_one_update_by_hand(nesterov, clip_norm, theta, momentum):
-    actual = train_state.sgd_update(
+    actual = sgd.sgd_update(
         jnp.array(2.0),
         jnp.array(10.0),
         jnp.array(4.0),
@@ -78,7 +78,7 @@ def test_three_steps_equal_torch(nesterov, clip_norm, momentum_decay):
     buffers = None
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, tree)
-        momentum = train_state.init(params, {}).momentum
+        momentum = sgd.init(params, {}).momentum
         for rate in (0.1, 0.05, 0.2):
             gradient = _tree(random)
             leaves, buffers = _torch_sgd(
@@ -91,7 +91,7 @@ def test_three_steps_equal_torch(nesterov, clip_norm, momentum_decay):
                 clip_norm,
                 nesterov,
             )
-            params, momentum = train_state.sgd_update(
+            params, momentum = sgd.sgd_update(
                 params,
                 momentum,
                 gradient,
@@ -111,7 +111,7 @@ def test_clip_scales_the_whole_gradient_to_the_norm_and_no_further():
     zeros = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
     gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
     update = functools.partial(
-        train_state.sgd_update, zeros, zeros, learning_rate=1.0, weight_decay=0.0
+        sgd.sgd_update, zeros, zeros, learning_rate=1.0, weight_decay=0.0
     )
     for clip_norm, factor in [(1.0, 1 / 5.000001), (5.0, 5 / 5.000001), (5.1, 1.0)]:
         _, clipped = update(gradient, clip_norm=clip_norm)
@@ -124,7 +124,7 @@ def test_clip_scales_the_whole_gradient_to_the_norm_and_no_further():
 
 def test_clip_is_differentiable_also_at_a_zero_gradient():
     def stepped(scale, gradient):
-        params, _ = train_state.sgd_update(
+        params, _ = sgd.sgd_update(
             jnp.zeros(2),
             jnp.zeros(2),
             scale * gradient,
@@ -146,7 +146,7 @@ def test_clip_is_differentiable_also_at_a_zero_gradient():
 def test_dtype_of_the_parameters_is_kept():
     with jax.enable_x64(True):
         params = jnp.ones(3, jnp.float32)
-        new_params, momentum = train_state.sgd_update(
+        new_params, momentum = sgd.sgd_update(
             params,
             params,
             params,
@@ -160,11 +160,11 @@ def test_dtype_of_the_parameters_is_kept():
 
 def test_cross_entropy_by_hand():
     logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [4.0, 4.0, 2.0]]))
-    actual = train_state.cross_entropy(logits, jnp.array([2, 0]))
+    actual = sgd.cross_entropy(logits, jnp.array([2, 0]))
     np.testing.assert_allclose(actual, -np.log([0.625, 0.4]), rtol=1e-6)
     # Large logits neither overflow nor lose the difference.
     large = jnp.array([[1e4, 1e4 - 2.0], [-1e4, 1e4]])
-    actual = train_state.cross_entropy(large, jnp.array([1, 0]))
+    actual = sgd.cross_entropy(large, jnp.array([1, 0]))
     np.testing.assert_allclose(actual, [2 + np.log1p(np.exp(-2.0)), 2e4], rtol=1e-6)
 
 
@@ -174,7 +174,7 @@ def test_cross_entropy_derivatives():
         logits, labels = random.standard_normal((4, 5)), np.array([0, 4, 2, 2])
 
         def loss(logits):
-            return train_state.cross_entropy(logits, labels).sum()
+            return sgd.cross_entropy(logits, labels).sum()
 
         probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         expected = probabilities - np.eye(5)[labels]
@@ -188,18 +188,18 @@ def test_cross_entropy_derivatives():
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_label_out_of_range_gives_nan_for_its_example_only(label):
-    losses = train_state.cross_entropy(jnp.zeros((2, 3)), jnp.array([label, 0]))
+    losses = sgd.cross_entropy(jnp.zeros((2, 3)), jnp.array([label, 0]))
     assert np.isnan(losses[0]) and np.isfinite(losses[1])
 
 
 def test_accuracy():
     logits = jnp.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
-    assert train_state.accuracy(logits, jnp.array([1, 0, 0, 0])) == 0.75
+    assert sgd.accuracy(logits, jnp.array([1, 0, 0, 0])) == 0.75
 
 
 def test_bad_labels_are_named():
     logits = jnp.zeros((2, 3))
-    for function in (train_state.cross_entropy, train_state.accuracy):
+    for function in (sgd.cross_entropy, sgd.accuracy):
         with pytest.raises(TypeError, match="expected integer labels, got dtype float32"):
             function(logits, jnp.zeros(2))
         with pytest.raises(ValueError, match=r"got \(2, 3\) and \(3,\)"):
@@ -214,7 +214,7 @@ def test_label_smoothing_is_cross_entropy_with_a_softened_target(smoothing):
     logits, labels = random.standard_normal((6, 4)), random.randint(0, 4, 6)
     target = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
     log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    actual = train_state.cross_entropy(
+    actual = sgd.cross_entropy(
         jnp.asarray(logits, jnp.float32), jnp.asarray(labels), label_smoothing=smoothing
     )
     np.testing.assert_allclose(actual, -(target * log_probability).sum(-1), rtol=1e-5)
@@ -223,7 +223,7 @@ def test_label_smoothing_is_cross_entropy_with_a_softened_target(smoothing):
 def test_weight_decay_may_differ_between_parameters():
     params = _float32(_tree(np.random.RandomState(0)))
     zeros = jax.tree.map(jnp.zeros_like, params)
-    _, momentum = train_state.sgd_update(
+    _, momentum = sgd.sgd_update(
         params, zeros, zeros, learning_rate=1.0, weight_decay={"weight": 0.5, "bias": 0.0}
     )
     np.testing.assert_allclose(momentum["weight"], 0.5 * params["weight"])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import quick_jit
 
-from dada import layers, train_state
-from dada.models import wide_resnet
+from dada.models import layers, wide_resnet
+from dada.training import sgd
 
 
 def _linear_apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):
@@ -27,13 +27,13 @@ def test_train_step_is_loss_gradient_and_update():
     params = _float32({"weight": random.standard_normal((12, 3)), "bias": np.zeros(3)})
     images = jnp.asarray(random.standard_normal((6, 2, 2, 3)), jnp.float32)
     labels = jnp.array([0, 1, 2, 0, 1, 2])
-    state = train_state.init(params, {})
-    step = quick_jit.jit(functools.partial(train_state.train_step, _linear_apply, weight_decay=0.01))
+    state = sgd.init(params, {})
+    step = quick_jit.jit(functools.partial(sgd.train_step, _linear_apply, weight_decay=0.01))
     for _ in range(2):
         logits = _linear_apply(state.params, {}, images, True)[0]
         error = (jax.nn.softmax(logits) - jnp.eye(3)[labels]) / 6
         gradient = {"weight": images.reshape(6, -1).T @ error, "bias": error.sum(0)}
-        expected = train_state.sgd_update(
+        expected = sgd.sgd_update(
             state.params, state.momentum, gradient, learning_rate=0.5, weight_decay=0.01
         )
         new_state, metrics = step(state, images, labels, 0.5)
@@ -56,9 +56,9 @@ def test_key_reaches_the_network():
         return noise * params["weight"] + jnp.zeros((1, 3)), batch_stats
 
     step = functools.partial(
-        train_state.train_step,
+        sgd.train_step,
         apply,
-        train_state.init({"weight": jnp.arange(3.0)}, {}),
+        sgd.init({"weight": jnp.arange(3.0)}, {}),
         jnp.zeros((4, 2, 2, 3)),
         jnp.zeros(4, jnp.int32),
         0.1,
@@ -83,17 +83,17 @@ def test_training_goes_down_and_evaluation_sees_it():
     images, labels = _separable_problem()
     step = quick_jit.jit(
         functools.partial(
-            train_state.train_step,
+            sgd.train_step,
             wide_resnet.apply,
             weight_decay=5e-4,
             clip_norm=5.0,
             nesterov=True,
         )
     )
-    evaluate = quick_jit.jit(functools.partial(train_state.eval_step, wide_resnet.apply))
+    evaluate = quick_jit.jit(functools.partial(sgd.eval_step, wide_resnet.apply))
     config = wide_resnet.Config(depth=10, width=1, num_classes=2)
     init = quick_jit.jit(wide_resnet.init, static_argnums=1)
-    state = train_state.init(*init(jax.random.key(0), config))
+    state = sgd.init(*init(jax.random.key(0), config))
     before = evaluate(state, images, labels)
     losses = []
     for _ in range(15):
@@ -127,15 +127,15 @@ def test_step_of_eight_devices_equals_one(mapping):
     order = jnp.argsort(labels)
     images, labels = images[order], labels[order]
     # No clipping here: it would hide a gradient that is eight times too large.
-    step = functools.partial(train_state.train_step, _normed_apply, weight_decay=5e-4)
-    evaluate = functools.partial(train_state.eval_step, _normed_apply)
+    step = functools.partial(sgd.train_step, _normed_apply, weight_decay=5e-4)
+    evaluate = functools.partial(sgd.eval_step, _normed_apply)
     norm, stats = layers.init_batch_norm(4)
     params = {
         "conv": layers.init_conv(jax.random.key(0), 3, 3, 4),
         "norm": norm,
         "dense": layers.init_dense(jax.random.key(1), 4, 2),
     }
-    state = train_state.init(params, stats)
+    state = sgd.init(params, stats)
 
     def run(state, images, labels, **options):
         new_state, metrics = step(state, images, labels, 0.1, **options)

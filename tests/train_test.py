@@ -9,9 +9,11 @@ import small_runs
 from absl import flags
 from absl.testing import flagsaver
 
-from dada import policy, train_state
+from dada import policies
 from dada.models import wide_resnet
-from experiments import command_line, compiled_loop, plot, run_folder, train
+from dada.training import sgd
+from experiments import plot, train
+from experiments.runs import command_line, compiled_loop, run_folder
 
 RECIPES = sorted((small_runs.ROOT / "experiments" / "flags").glob("train_*.flags"))
 SMALL = {
@@ -33,7 +35,7 @@ def files(tmp_path_factory):
     small_runs.write_data_set(folder / "tiny.npz", 84, 12)
     tall = np.zeros((20, 8, 6, 3), np.uint8)
     np.savez(folder / "tall.npz", images=tall, labels=np.arange(20) % 4)
-    policy.save(folder / "rotate90.json", policy.from_sequences("dada", [[]], extra_ops=("Rotate90",)))
+    policies.save(folder / "rotate90.json", policies.from_sequences("dada", [[]], extra_ops=("Rotate90",)))
     return folder
 
 
@@ -52,7 +54,7 @@ def start(folder, name, *more):
 def weights(path):
     """The last checkpoint of a run."""
     params, stats = wide_resnet.init(jax.random.key(0), wide_resnet.Config(10, 1, 4))
-    return run_folder.RunFolder(path).restore(train_state.init(params, stats))
+    return run_folder.RunFolder(path).restore(sgd.init(params, stats))
 
 
 def without_times(path):
@@ -78,8 +80,8 @@ def test_a_run_leaves_its_folder(finished):
     assert not {"seed", "run_dir", "smoke"} & set(summary["recipe"])
     assert abs(sum(summary["op_mass"].values()) - 1.0) < 0.5
     assert min(summary[k] for k in ("seconds_compile", "seconds_run", "images_per_second")) > 0
-    written = policy.load(finished / "policy.json")
-    assert policy.to_json(written) == policy.to_json(policy.load("dada_cifar10"))
+    written = policies.load(finished / "policy.json")
+    assert policies.to_json(written) == policies.to_json(policies.load("dada_cifar10"))
     assert (finished / "figures" / "curves.png").stat().st_size > 10_000
     assert json.loads((finished / "environment.json").read_text())["platform"] == "cpu"
 

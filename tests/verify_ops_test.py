@@ -2,8 +2,9 @@
 
 import jax
 
-from dada import op_table
-from experiments import datasets, verify_ops
+from dada import ops
+from experiments.data import datasets
+from experiments.measure import verify_ops
 
 IMAGES = datasets.load("embedded").train_images
 
@@ -13,7 +14,7 @@ def op_lines(*names):
 
 
 def test_every_op_has_a_pillow_call_and_a_range():
-    names = set(op_table.OPS)
+    names = set(ops.OPS)
     assert set(verify_ops.PILLOW) == names == {row.name for row in verify_ops.SPACE.rows}
     rows = {row.name: row for row in verify_ops.SPACE.rows}
     assert verify_ops._value_range(rows["TranslateXAbs"]) == (-10, 10)
@@ -28,7 +29,7 @@ def test_ops_pass():
 
 
 def test_broken_ops_fail(monkeypatch):
-    true_op = op_table.apply_op
+    true_op = ops.apply_op
 
     def broken(name, image, value, center):
         if name == "Brightness":  # the right pixels, but descent does not know where to go
@@ -36,7 +37,7 @@ def test_broken_ops_fail(monkeypatch):
         result = true_op(name, image, value, center)
         return result.at[0, 0, 2].add(1 / 255) if name == "Invert" else result
 
-    monkeypatch.setattr(op_table, "apply_op", broken)
+    monkeypatch.setattr(ops, "apply_op", broken)
     lines = op_lines("Invert", "Brightness", "FlipLR")
     assert not lines["Invert"].passed and lines["Invert"].differ == 506  # one pixel per image
     assert not lines["Brightness"].passed and lines["Brightness"].differ == 0

@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dada import estimators, hypergradient
-from experiments import verify, verify_estimators, verify_hypergradient
+from dada.gradients import bilevel, estimators
+from experiments import verify
+from experiments.measure import verify_estimators, verify_hypergradient
 
 
 def test_hypergradients_pass_and_a_broken_one_fails(monkeypatch):
     assert all(line.passed for line in verify_hypergradient.quadratic_lines(0))
-    true_hypergradient = hypergradient.exact_hypergradient
+    true_hypergradient = bilevel.exact_hypergradient
     monkeypatch.setattr(
-        hypergradient, "exact_hypergradient", lambda *arguments: 1.001 * true_hypergradient(*arguments)
+        bilevel, "exact_hypergradient", lambda *arguments: 1.001 * true_hypergradient(*arguments)
     )
     verdicts = [line.passed for line in verify_hypergradient.quadratic_lines(0)]
     assert verdicts == [True, False, True, False]

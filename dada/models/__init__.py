@@ -4,14 +4,13 @@ import re
 from types import ModuleType
 from typing import Any
 
-from dada.models import pyramidnet, resnet, shake_shake, wide_resnet
+from . import pyramidnet, resnet, shake_shake, wide_resnet
 
 # Up to this side, a ResNet keeps the resolution of the image in its stem.
 SMALL_IMAGE_SIZE = 64
 
 FORMS = (
-    "wrn_<depth>_<width>, shake_shake_26_2x<32, 64, 96 or 112>d, pyramidnet_272_200, "
-    "resnet_<18, 50 or 200>"
+    "wrn_<depth>_<width>, shake_shake_26_2x<32, 64, 96 or 112>d, pyramidnet_272_200, resnet_<18, 50 or 200>"
 )
 
 

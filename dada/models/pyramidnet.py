@@ -23,8 +23,6 @@ ShakeDrop, on the residual of block l, with p = 0.5 l / L the probability of a d
 
 The gate holds for the whole batch on all devices (in the originals, for the part of one GPU).
 
-Copy with it: layers.py, models/stages.py.
-
 Reference: Han et al. 2017, arXiv:1610.02915; Yamada et al. 2018, arXiv:1802.02375.
 """
 
@@ -34,8 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dada import layers
-from dada.models import stages
+from . import layers, stages
 
 STEM_CHANNELS = 16
 STAGE_STRIDES = (1, 2, 2)
@@ -198,6 +195,4 @@ def _init_block(key, in_channels, planes):
 def _check_config(config):
     layers.check_sizes("pyramidnet", **dataclasses.asdict(config))
     if config.depth < 11 or (config.depth - 2) % 9:
-        raise ValueError(
-            f"pyramidnet: expected depth 9 n + 2 (11, 20, ..., 272), got {config.depth}"
-        )
+        raise ValueError(f"pyramidnet: expected depth 9 n + 2 (11, 20, ..., 272), got {config.depth}")

@@ -21,8 +21,6 @@ Two ways it differs from the paper, as most implementations do: the stride of a 
 sits in its 3x3 convolution, and every change of channels or resolution has a convolution as
 shortcut.
 
-Copy with it: layers.py, models/stages.py.
-
 Reference: He et al. 2016, arXiv:1512.03385.
 """
 
@@ -32,8 +30,7 @@ from typing import Any
 
 import jax
 
-from dada import layers
-from dada.models import stages
+from . import layers, stages
 
 STAGE_WIDTHS = (1, 2, 4, 8)
 STAGE_STRIDES = (1, 2, 2, 2)
@@ -200,9 +197,7 @@ def _init_block(key, in_channels, out_channels, stride, *, bottleneck):
 
 
 def _check_config(config):
-    layers.check_sizes(
-        "resnet", depth=config.depth, num_classes=config.num_classes, width=config.width
-    )
+    layers.check_sizes("resnet", depth=config.depth, num_classes=config.num_classes, width=config.width)
     if not isinstance(config.small_images, bool):
         raise TypeError(f"resnet: expected a bool small_images, got {config.small_images!r}")
     if config.depth not in STAGE_BLOCKS:

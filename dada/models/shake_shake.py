@@ -24,8 +24,6 @@ The two convolutions of a shortcut see different pixels where the stride is 2: r
 0, 2, 4, ... and 1, 3, 5, ... (zero beyond the edge). The first shortcut, of stride 1, is shifted
 alike.
 
-Copy with it: layers.py, models/stages.py.
-
 Reference: Gastaldi 2017, arXiv:1705.07485.
 """
 
@@ -35,8 +33,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dada import layers
-from dada.models import stages
+from . import layers, stages
 
 STEM_CHANNELS = 16
 STAGE_WIDTHS = (1, 2, 4)
@@ -164,9 +161,7 @@ def apply(
     def block(block_params, block_stats, inputs, stride, index):
         first, second = (
             branch(branch_params, branch_stats, inputs, stride)
-            for branch_params, branch_stats in zip(
-                block_params["branches"], block_stats["branches"]
-            )
+            for branch_params, branch_stats in zip(block_params["branches"], block_stats["branches"])
         )
         new_stats = {"branches": [first[1], second[1]]}
         if is_training:
@@ -219,8 +214,6 @@ def _init_block(key, in_channels, out_channels, stride):
 def _check_config(config):
     layers.check_sizes("shake_shake", **dataclasses.asdict(config))
     if config.depth < 8 or (config.depth - 2) % 6:
-        raise ValueError(
-            f"shake_shake: expected depth 6 n + 2 (8, 14, 20, 26, ...), got {config.depth}"
-        )
+        raise ValueError(f"shake_shake: expected depth 6 n + 2 (8, 14, 20, 26, ...), got {config.depth}")
     if config.width % 2:
         raise ValueError(f"shake_shake: expected an even width, got {config.width}")

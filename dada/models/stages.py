@@ -2,8 +2,6 @@
 
 Contract: a network keeps the parameters and the statistics of its blocks as lists of stages, which are
 lists of blocks. A block is what the network says; here is only the walk over them.
-
-Copy alone: needs jax only.
 """
 
 from collections.abc import Callable, Sequence

@@ -18,8 +18,6 @@ a bias; the stride of a block sits in its SECOND convolution; the shortcut convo
 block input, before norm and ReLU; initialisation is PyTorch's default, U(+-1/sqrt(fan_in)).
 `batch_norm_momentum` is in PyTorch's sense: 0.9 keeps a tenth of the old statistics.
 
-Copy with it: layers.py, models/stages.py.
-
 Reference: Zagoruyko and Komodakis 2016, arXiv:1605.07146.
 """
 
@@ -28,8 +26,7 @@ from typing import Any
 
 import jax
 
-from dada import layers
-from dada.models import stages
+from . import layers, stages
 
 STAGE_CHANNELS = (16, 32, 64)
 STAGE_STRIDES = (1, 2, 2)

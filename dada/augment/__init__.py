@@ -1,0 +1,25 @@
+"""From a policy and a key to augmented batches.
+
+`sampling`: policy to draws. `draws`: draws to images, fast (`fast_path`) or differentiable. `base`: crop,
+flip, normalisation and cutout around a policy. `image_keys`: random numbers that belong to one image wherever
+it is computed. Needs jax and numpy; copy with `ops` and `policies` beside it.
+"""
+
+from .base import base_augment, normalize, random_crop, random_cutout, random_flip
+from .draws import apply_draws, apply_draws_differentiable
+from .sampling import NOISE_SIZE, assemble_draws, random_centers, random_signs, sample
+
+__all__ = [
+    "NOISE_SIZE",
+    "apply_draws",
+    "apply_draws_differentiable",
+    "assemble_draws",
+    "base_augment",
+    "normalize",
+    "random_centers",
+    "random_crop",
+    "random_cutout",
+    "random_flip",
+    "random_signs",
+    "sample",
+]

@@ -1,0 +1,39 @@
+"""Image ops: forward equal to Pillow on every 8-bit pixel, a declared gradient backward.
+
+`color`, `spatial` and `crop` hold the ops, each of one image and one physical value; `table` gives them
+names, ranges and search spaces. Needs jax and numpy; copy the folder alone.
+"""
+
+from .table import (
+    ALL_OPS,
+    OPS,
+    RANDOM_OPS,
+    SPACE_NAMES,
+    Draws,
+    OpRow,
+    SearchSpace,
+    apply_op,
+    extra_ops,
+    level_to_value,
+    op_ids,
+    random_ops,
+    row_op_ids,
+    search_space,
+)
+
+__all__ = [
+    "ALL_OPS",
+    "OPS",
+    "RANDOM_OPS",
+    "SPACE_NAMES",
+    "Draws",
+    "OpRow",
+    "SearchSpace",
+    "apply_op",
+    "extra_ops",
+    "level_to_value",
+    "op_ids",
+    "random_ops",
+    "row_op_ids",
+    "search_space",
+]

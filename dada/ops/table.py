@@ -1,0 +1,342 @@
+"""The one place where an op name becomes pixels and a level in [0, 1] becomes a physical value.
+
+A search space is data: a tuple of rows (name, range, unit, identity value, sign rule). Everything
+else in the library speaks of a *row* (index into the space) and a *level* in [0, 1]; only the
+leaf files speak of degrees, bits and pixels.
+
+    value = low + level * (high - low)
+    value = identity + sign * (value - identity)      rows with a random sign, sign is -1 or +1
+
+Spaces:
+    dada              15 ops of the official DADA code. Level 0.5 is the identity of nine of them.
+    strength          the same ops; level 0 is the identity, level 1 the strongest: the default.
+    autoaugment       dada plus the four rows that converted AutoAugment levels need.
+    deepaa            Identity and 14 ops of DeepAA; the sign is part of the action, as searched.
+    deepaa_mirrored   the same, geometric values mirrored at random, as the published policies
+                      were evaluated.
+    randaugment       14 ops of RandAugment and of TrivialAugment (RA): translations in pixels,
+                      enhancers from 0.1 to 1.9 without a random sign, level 0.5 their identity.
+    trivialaugment_wide   the same ops with wider ranges.
+    uniformaugment    16 ops: Invert and Cutout besides; translations up to 14.4 pixels.
+    ddas              19 ops of DDAS on CIFAR; `searches.ddas` crosses them with magnitudes. A
+                      magnitude m of the paper is level m / 32, so that float32 holds it exactly.
+    ddas_imagenet     20 ops of DDAS on ImageNet: Cutout besides. ddas_68 has the same rows.
+    ddas_sanity       the ops of ddas with Rotate90 in the place of Rotate.
+DeepAA's actions flip, cutout and crop differ between CIFAR and ImageNet; they are extra ops, the
+`RANDOM_OPS`. What such an op does to an image is drawn by `sampling`, whatever the level:
+    RandFlip          FlipLR with probability one half
+    RandCutout        a box of 17 x 17 pixels about a uniform centre (RandCutout60: 61 x 61)
+    RandCrop          four pixels more on every side, cropped back at a uniform place
+    RandResizeCrop    a window of random area and form, enlarged to the image
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import color, crop, spatial
+
+
+def _cutout_side(fraction, width):
+    """Side in pixels. A side of 0 would paint one pixel, but a fraction of 0 is the identity."""
+    side = fraction * width
+    return jnp.where(fraction > 0, side, side - 1)  # a negative side paints nothing
+
+
+# One entry per op, in the order of the op ids. Every entry takes (image, value, center).
+_APPLY = {
+    "Identity": lambda image, value, center: image,
+    "ShearX": lambda image, value, center: spatial.shear_x(image, value),
+    "ShearY": lambda image, value, center: spatial.shear_y(image, value),
+    "TranslateX": lambda image, value, center: spatial.translate_x(image, value * image.shape[1]),
+    "TranslateY": lambda image, value, center: spatial.translate_y(image, value * image.shape[0]),
+    "Rotate": lambda image, value, center: spatial.rotate(image, value),
+    "AutoContrast": lambda image, value, center: color.auto_contrast(image),
+    "Invert": lambda image, value, center: color.invert(image),
+    "Equalize": lambda image, value, center: color.equalize(image),
+    "Solarize": lambda image, value, center: color.solarize(image, value),
+    "Posterize": lambda image, value, center: color.posterize(image, value),
+    "Contrast": lambda image, value, center: color.contrast(image, value),
+    "Color": lambda image, value, center: color.color(image, value),
+    "Brightness": lambda image, value, center: color.brightness(image, value),
+    "Sharpness": lambda image, value, center: color.sharpness(image, value),
+    "Cutout": lambda image, value, center: spatial.cutout(image, _cutout_side(value, image.shape[1]), center),
+    "FlipLR": lambda image, value, center: spatial.flip_lr(image),
+    "FlipUD": lambda image, value, center: spatial.flip_ud(image),
+    "Rotate90": lambda image, value, center: spatial.rotate90(image),
+    "Blur": lambda image, value, center: color.blur(image),
+    "Smooth": lambda image, value, center: color.smooth(image),
+    "TranslateXAbs": lambda image, value, center: spatial.translate_x(image, value),
+    "TranslateYAbs": lambda image, value, center: spatial.translate_y(image, value),
+    "CutoutAbs": lambda image, value, center: spatial.cutout(image, value, center),
+    "Posterize2": lambda image, value, center: color.posterize(image, value),
+}
+
+OPS: tuple[str, ...] = tuple(_APPLY)  # the op id is the index into this tuple; 0 does nothing
+
+# Once drawn: center holds the centre of a box, or the first pixel of a window; value the size of a
+# window, as the number (height - 1) W + width - 1, which float32 holds exactly.
+_APPLY_DRAWN = {
+    "RandFlip": lambda image, value, center: spatial.flip_lr(image),
+    "RandCutout": lambda image, value, center: crop.box(image, crop.HALF_SIDE, center),
+    "RandCutout60": lambda image, value, center: crop.box(image, crop.HALF_SIDE_60, center),
+    "RandCrop": lambda image, value, center: crop.crop(image, center),
+    "RandResizeCrop": lambda image, value, center: crop.resized_crop(
+        image,
+        center.astype(jnp.int32),
+        1 + jnp.stack(jnp.divmod(value.astype(jnp.int32), image.shape[1])),
+    ),
+}
+
+RANDOM_OPS: tuple[str, ...] = tuple(_APPLY_DRAWN)
+ALL_OPS: tuple[str, ...] = (*OPS, *RANDOM_OPS)  # the ids of the random ops follow
+
+
+class OpRow(NamedTuple):
+    """One op of a search space: level 0 means `low`, level 1 means `high`."""
+
+    name: str
+    low: float
+    high: float
+    unit: str  # "" for an op without magnitude
+    identity: float | None  # the value that leaves the image unchanged; None where there is none
+    random_sign: bool  # mirror the value about `identity` with probability one half
+
+
+class SearchSpace(NamedTuple):
+    """A named tuple of rows; hashable, so that it can be a static argument."""
+
+    name: str
+    rows: tuple[OpRow, ...]
+
+
+class Draws(NamedTuple):
+    """What is done to every image of a batch, in order of application."""
+
+    op: jax.Array  # int32 [B, K], op id of ALL_OPS; 0 (Identity) = nothing applied
+    value: jax.Array  # float32 [B, K], in the unit of the op; 0 where nothing is applied
+    center: jax.Array  # float32 [B, K, 2], (row, column) in pixels, for cutouts and crops
+
+
+def _without_magnitude(*names: str) -> tuple[OpRow, ...]:
+    return tuple(OpRow(name, 0.0, 1.0, "", None, False) for name in names)
+
+
+_GEOMETRIC = (
+    OpRow("ShearX", -0.3, 0.3, "shear", 0.0, True),
+    OpRow("ShearY", -0.3, 0.3, "shear", 0.0, True),
+    OpRow("TranslateX", -0.45, 0.45, "fraction of width", 0.0, True),
+    OpRow("TranslateY", -0.45, 0.45, "fraction of height", 0.0, True),
+    OpRow("Rotate", -30.0, 30.0, "degrees", 0.0, True),
+)
+_POINT = _without_magnitude("AutoContrast", "Invert", "Equalize")
+_SOLARIZE = OpRow("Solarize", 0.0, 256.0, "threshold", 256.0, False)
+_POSTERIZE = OpRow("Posterize", 4.0, 8.0, "bits", 8.0, False)
+_ENHANCERS = tuple(
+    OpRow(name, 0.1, 1.9, "factor", 1.0, False) for name in ("Contrast", "Color", "Brightness", "Sharpness")
+)
+_CUTOUT = OpRow("Cutout", 0.0, 0.2, "fraction of width", 0.0, False)
+_COLOR = (*_POINT, _SOLARIZE, _POSTERIZE, *_ENHANCERS)
+_DADA = (*_GEOMETRIC, *_COLOR, _CUTOUT)
+
+
+def _trivial_ops(degrees, bits, factors, shear, pixels) -> tuple[OpRow, ...]:
+    """The ops of the TrivialAugment code in its order; level 1 is the largest value."""
+    enhancers = {
+        name: OpRow(name, *factors, "factor", 1.0, False)
+        for name in ("Color", "Contrast", "Brightness", "Sharpness")
+    }
+    return (
+        *_without_magnitude("Identity", "AutoContrast", "Equalize"),
+        OpRow("Rotate", 0.0, degrees, "degrees", 0.0, True),
+        OpRow("Solarize", 256.0, 0.0, "threshold", 256.0, False),
+        enhancers["Color"],
+        OpRow("Posterize", 8.0, bits, "bits", 8.0, False),
+        *(enhancers[name] for name in ("Contrast", "Brightness", "Sharpness")),
+        *(OpRow(name, 0.0, shear, "shear", 0.0, True) for name in ("ShearX", "ShearY")),
+        *(OpRow(name, 0.0, pixels, "pixels", 0.0, True) for name in ("TranslateXAbs", "TranslateYAbs")),
+    )
+
+
+_DDAS_SINGLE = _without_magnitude(
+    *("Identity", "FlipLR", "FlipUD", "AutoContrast", "Equalize", "Invert", "Blur", "Smooth")
+)
+_DDAS_ROTATE = OpRow("Rotate", 0.0, 96.0, "degrees", 0.0, True)
+_DDAS_MOVES = (
+    OpRow("Posterize", 4.0, 0.0, "bits", None, False),
+    *(OpRow(name, 0.0, 0.96, "shear", 0.0, True) for name in ("ShearX", "ShearY")),
+    *(OpRow(name, 0.0, 32.0, "pixels", 0.0, True) for name in ("TranslateXAbs", "TranslateYAbs")),
+    OpRow("Solarize", 256.0, 0.0, "threshold", 256.0, False),
+)
+_DDAS_ENHANCERS = tuple(
+    OpRow(name, 0.1, 5.86, "factor", 1.0, False) for name in ("Color", "Contrast", "Brightness", "Sharpness")
+)
+_DDAS_IMAGENET = (
+    *(*_DDAS_SINGLE, _DDAS_ROTATE, *_DDAS_MOVES),
+    OpRow("CutoutAbs", 0.0, 64.0, "pixels", None, False),
+    *_DDAS_ENHANCERS,
+)
+
+_SPACES = {
+    "dada": _DADA,
+    "strength": (
+        *(row._replace(low=0.0) for row in _GEOMETRIC),
+        *_POINT,
+        _SOLARIZE._replace(low=256.0, high=0.0),
+        _POSTERIZE._replace(low=8.0, high=4.0),
+        *(row._replace(low=1.0, random_sign=True) for row in _ENHANCERS),
+        _CUTOUT,
+    ),
+    "autoaugment": (
+        *_DADA,
+        OpRow("TranslateXAbs", 0.0, 10.0, "pixels", 0.0, True),
+        OpRow("TranslateYAbs", 0.0, 10.0, "pixels", 0.0, True),
+        OpRow("CutoutAbs", 0.0, 20.0, "pixels", None, False),
+        OpRow("Posterize2", 0.0, 4.0, "bits", None, False),
+    ),
+    "deepaa": (
+        *_without_magnitude("Identity"),
+        *(row._replace(random_sign=False) for row in _GEOMETRIC),
+        *_COLOR,
+    ),
+    "deepaa_mirrored": (*_without_magnitude("Identity"), *_GEOMETRIC, *_COLOR),
+    "randaugment": _trivial_ops(30.0, 4.0, (0.1, 1.9), 0.3, 10.0),
+    "trivialaugment_wide": _trivial_ops(135.0, 2.0, (0.01, 2.0), 0.99, 32.0),
+    "uniformaugment": (
+        *_trivial_ops(30.0, 4.0, (0.1, 1.9), 0.3, 14.4),
+        *_without_magnitude("Invert"),
+        _CUTOUT,
+    ),
+    "ddas": (*_DDAS_SINGLE, _DDAS_ROTATE, *_DDAS_MOVES, *_DDAS_ENHANCERS),
+    "ddas_imagenet": _DDAS_IMAGENET,
+    "ddas_68": _DDAS_IMAGENET,
+    "ddas_sanity": (
+        *(*_DDAS_SINGLE, *_without_magnitude("Rotate90")),
+        *(*_DDAS_MOVES, *_DDAS_ENHANCERS),
+    ),
+}
+
+SPACE_NAMES: tuple[str, ...] = tuple(_SPACES)
+
+
+def search_space(name: str, extra_ops: tuple[str, ...] = ()) -> SearchSpace:
+    """Returns a search space by name, with extra ops without magnitude appended.
+
+    Args:
+      name: one of `SPACE_NAMES`.
+      extra_ops: names of ops without magnitude (Rotate90, FlipLR, Identity, ...) to append in
+        this order; their level is ignored.
+
+    Returns:
+      The SearchSpace; its rows keep their order, so row indices do not depend on extra_ops.
+
+    Raises:
+      ValueError: unknown space or op, an op with a magnitude as extra, or a repeated op.
+    """
+    if name not in _SPACES:
+        raise ValueError(f"search space: got {name!r}, expected one of {', '.join(SPACE_NAMES)}")
+    rows = _SPACES[name]
+    with_magnitude = {row.name for space in _SPACES.values() for row in space if row.unit}
+    allowed = [op for op in ALL_OPS if op not in with_magnitude]
+    seen = {row.name for row in rows}
+    for op in extra_ops:
+        if op not in allowed:
+            raise ValueError(f"extra op: got {op!r}, expected one of {', '.join(allowed)}")
+        if op in seen:
+            raise ValueError(f"extra op {op!r} is already in search space {name!r}")
+        seen.add(op)
+    return SearchSpace(name, rows + _without_magnitude(*extra_ops))
+
+
+def extra_ops(space: SearchSpace) -> tuple[str, ...]:
+    """Returns the names with which `search_space(space.name, names)` gives the space again.
+
+    Raises:
+      ValueError: no names do, because the rows are not those of the search space of that name.
+    """
+    names = tuple(row.name for row in space.rows[len(search_space(space.name).rows) :])
+    if space != search_space(space.name, names):
+        raise ValueError(
+            f"space: got rows {', '.join(row.name for row in space.rows)}, expected those of "
+            f"{space.name!r}, which the policy will be read with, and extra ops behind them"
+        )
+    return names
+
+
+def row_op_ids(space: SearchSpace) -> np.ndarray:
+    """Returns the op id of every row, int32 [R]."""
+    return np.array([ALL_OPS.index(row.name) for row in space.rows], np.int32)
+
+
+def op_ids(space: SearchSpace) -> tuple[int, ...]:
+    """Returns the distinct op ids of a space and 0 (Identity), sorted."""
+    return tuple(sorted({0, *row_op_ids(space).tolist()}))
+
+
+def random_ops(space: SearchSpace) -> tuple[str, ...]:
+    """Returns the names of the space's random ops."""
+    return tuple(row.name for row in space.rows if row.name in RANDOM_OPS)
+
+
+def level_to_value(space: SearchSpace, row: jax.Array, level: jax.Array, sign: jax.Array) -> jax.Array:
+    """Maps levels to physical values, value = low + level (high - low), mirrored by sign.
+
+    Args:
+      space: the search space.
+      row: int [...], index into space.rows.
+      level: float [...] in [0, 1]; not clipped.
+      sign: float [...], -1 or +1; ignored by rows without a random sign.
+
+    Returns:
+      float32 [...], in the unit of the row.
+
+    Gradient: exact in level, +-(high - low).
+
+    Raises:
+      TypeError: row is not of an integer type.
+      ValueError: the three shapes differ.
+    """
+    row, level, sign = jnp.asarray(row), jnp.asarray(level), jnp.asarray(sign)
+    if not jnp.issubdtype(row.dtype, jnp.integer):
+        raise TypeError(f"row: got dtype {row.dtype}, expected an integer type")
+    if not row.shape == level.shape == sign.shape:
+        raise ValueError(
+            "row, level and sign: expected one shape for all three, got "
+            f"{row.shape}, {level.shape} and {sign.shape}"
+        )
+    # high - low is rounded once, so that level 0.5 of a symmetric range gives exactly 0.
+    low = np.array([r.low for r in space.rows], np.float32)
+    width = np.array([r.high - r.low for r in space.rows], np.float32)
+    pivot = np.array([r.identity if r.random_sign else 0.0 for r in space.rows], np.float32)
+    mirrored = np.array([r.random_sign for r in space.rows])
+    value = jnp.asarray(low)[row] + level.astype(jnp.float32) * jnp.asarray(width)[row]
+    identity = jnp.asarray(pivot)[row]
+    reflected = identity + sign.astype(jnp.float32) * (value - identity)
+    return jnp.where(jnp.asarray(mirrored)[row], reflected, value)
+
+
+def apply_op(name: str, image: jax.Array, value: jax.typing.ArrayLike, center: jax.Array) -> jax.Array:
+    """Applies one op to one image.
+
+    Args:
+      name: one of `ALL_OPS`; of a random op, what has been drawn.
+      image: float [H, W, 3] in [0, 1].
+      value: scalar in the unit of the op: shear; fraction of width or height (TranslateX,
+        TranslateY, Cutout) or pixels (the forms ending in Abs); degrees; threshold in 0..256;
+        bits; factor; number of a window's size (RandResizeCrop). Ignored by ops without magnitude.
+      center: float [2], (row, column) in pixels: the centre of a cutout, the first pixel of a crop.
+
+    Returns:
+      float [H, W, 3].
+
+    Gradient: that of the op in `color`, `spatial` or `crop`.
+
+    Raises:
+      ValueError: unknown op.
+    """
+    apply = _APPLY.get(name) or _APPLY_DRAWN.get(name)
+    if apply is None:
+        raise ValueError(f"op: got {name!r}, expected one of {', '.join(ALL_OPS)}")
+    return apply(image, value, center)

@@ -1,0 +1,43 @@
+"""Augmentation policies as one artefact of three kinds, with the published ones (`published/*.json`).
+
+`policy`: the artefact, its checks and its JSON. `baselines`: policies without a search. `schedule`: frozen
+forms of a DDAS policy. `summary`: op mass and tables. Copy with `ops` beside it.
+"""
+
+from . import baselines, schedule
+from .policy import (
+    Layers,
+    Policy,
+    Schedule,
+    SubPolicies,
+    from_sequences,
+    identity,
+    load,
+    random_policy,
+    save,
+    space,
+    to_json,
+    top_k,
+    validate,
+)
+from .summary import format_table, op_mass
+
+__all__ = [
+    "Layers",
+    "Policy",
+    "Schedule",
+    "SubPolicies",
+    "baselines",
+    "format_table",
+    "from_sequences",
+    "identity",
+    "load",
+    "op_mass",
+    "random_policy",
+    "save",
+    "schedule",
+    "space",
+    "to_json",
+    "top_k",
+    "validate",
+]

@@ -1,0 +1,6 @@
+"""DADA: one-step bi-level optimisation with an exact score for every image (Li et al., ECCV 2020)."""
+
+from .config import Config
+from .search import SearchState, extract_policy, init, step
+
+__all__ = ["Config", "SearchState", "extract_policy", "init", "step"]

@@ -1,0 +1,281 @@
+"""Data sets as arrays, by name or path, and the stratified splits of the papers.
+
+Contract: `load` returns a `Dataset` of uint8 images and int32 labels that fits on the device and is
+indexed there. Only "embedded" and its reduced form ship with the project; the others come from files of
+the user (`dataset_files.py`, `cifar_files.py`), which are downloaded only on request (`dataset_download.py`).
+
+Statistics: CIFAR-10, CIFAR-100 and SVHN use the CIFAR-10 values of the papers (their standard
+deviation is the well-known mean of the deviations of single images). Every other set uses the mean
+and deviation over all pixels of its training part.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.data import cifar_files, dataset_download, dataset_files
+
+EMBEDDED = pathlib.Path(__file__).parent / "data" / "fashion_mnist_5k.npz"
+# Training images that are kept: the sets on which the papers search, and a quarter of the embedded one, which
+# even the smallest network overfits within minutes.
+REDUCED = {"reduced_cifar10": 4000, "reduced_cifar100": 4000, "reduced_svhn": 1000, "reduced_embedded": 1000}
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
+NAMES = ("embedded", *NUM_CLASSES, *REDUCED)
+_CIFAR_MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32)
+_CIFAR_STD = np.array([0.2023, 0.1994, 0.2010], np.float32)
+_DOWNLOADS = {
+    "cifar10": ("cifar-10-binary.tar.gz",),
+    "cifar100": ("cifar-100-python.tar.gz",),
+    "svhn": ("train_32x32.mat", "test_32x32.mat", "extra_32x32.mat"),
+    "reduced_svhn": ("train_32x32.mat", "test_32x32.mat"),
+}
+
+
+class Dataset(NamedTuple):
+    """Images uint8 [N, H, W, 3], labels int32 [N], mean and std float32 (3,) of [0, 1] pixels."""
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def load(name, data_dir=None, download=False, image_size=None):
+    """Loads a data set.
+
+    Args:
+      name: one of NAMES; or the path of an `.npz` file or of a folder with train/<class>/ and
+        val/<class>/ (`dataset_files`).
+      data_dir: folder with the official files of CIFAR or SVHN, or where to put them.
+      download: fetch the official files into data_dir if they are not there.
+      image_size: for a folder of images only: side in pixels to which every image is brought; None
+        keeps their size.
+
+    Returns:
+      Dataset. The images of "embedded", CIFAR and SVHN are 32 x 32; a custom set keeps its size. A
+      reduced set has its own training part and the whole test part; the training part of "svhn"
+      includes extra_32x32.mat where it is present.
+
+    Raises:
+      FileNotFoundError: files are missing or cannot be downloaded.
+      ValueError: unknown name, or a file that is damaged, hostile or not what its name says.
+
+    Reference: reduced sets of DADA (Li et al., ECCV 2020) and Fast AutoAugment (Lim et al.,
+      NeurIPS 2019), as their code makes them.
+    """
+    path = pathlib.Path(name)
+    is_folder = name not in NAMES and path.is_dir()
+    if image_size is not None and (not is_folder or image_size < 1):
+        raise ValueError(
+            f"image_size {image_size} for {name!r}: expected a positive number of pixels, "
+            "and only for a folder of images"
+        )
+    base = name.removeprefix("reduced_")
+    if base in NUM_CLASSES:
+        arrays = _read_official(name, data_dir, download)
+        num_classes, mean, std = NUM_CLASSES[base], _CIFAR_MEAN, _CIFAR_STD
+    else:
+        if base == "embedded":
+            arrays = _pad(dataset_files.read_npz(EMBEDDED))
+        elif is_folder:
+            arrays = dataset_files.read_image_folder(path, image_size)
+        elif path.suffix == ".npz":
+            arrays = dataset_files.read_npz(path)
+        else:
+            raise ValueError(
+                f"data set {name!r}: expected one of {', '.join(NAMES)}, "
+                "an .npz file or an existing folder of images"
+            )
+        if arrays.test_images is None:
+            arrays = _split_off_test(name, arrays)
+        if name in REDUCED:
+            arrays = _reduce(name, arrays)
+        num_classes = _count_classes(name, arrays)
+        mean, std = _pixel_statistics(arrays.train_images)
+    train_labels, test_labels = (
+        labels.astype(np.int32) for labels in (arrays.train_labels, arrays.test_labels)
+    )
+    return Dataset(
+        name,
+        arrays.train_images,
+        train_labels,
+        arrays.test_images,
+        test_labels,
+        num_classes,
+        mean,
+        std,
+    )
+
+
+def _pad(arrays):
+    """28 x 28 to 32 x 32, with black."""
+    padding = ((0, 0), (2, 2), (2, 2), (0, 0))
+    return arrays._replace(
+        train_images=np.pad(arrays.train_images, padding),
+        test_images=np.pad(arrays.test_images, padding),
+    )
+
+
+def _read_official(name, data_dir, download):
+    """Arrays of CIFAR or SVHN, whole or reduced."""
+    if data_dir is None:
+        raise ValueError(f"data set {name!r} needs --data_dir: the folder with its files")
+    base = name.removeprefix("reduced_")
+    if download:
+        _download(name, base, data_dir)
+    try:
+        if base == "svhn":
+            arrays = dataset_files.read_svhn(data_dir, with_extra=name == "svhn")
+        else:
+            arrays = cifar_files.read_cifar(base, data_dir)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; --download fetches the official files") from error
+    return _reduce(name, arrays) if name in REDUCED else arrays
+
+
+def _reduce(name, arrays):
+    """The first part of a stratified split of the training images."""
+    left_out = len(arrays.train_labels) - REDUCED[name]
+    if left_out <= 0:
+        raise ValueError(
+            f"{name}: got {len(arrays.train_labels)} training images, expected more than {REDUCED[name]}"
+        )
+    kept, _ = stratified_split(arrays.train_labels, left_out)
+    return arrays._replace(
+        train_images=arrays.train_images[kept], train_labels=arrays.train_labels[kept]
+    )
+
+
+def _download(name, base, data_dir):
+    if base in cifar_files.CIFAR:
+        try:
+            cifar_files.find_cifar(base, data_dir)
+            return
+        except FileNotFoundError:
+            pass
+    for file_name in _DOWNLOADS.get(name, _DOWNLOADS[base]):
+        dataset_download.fetch(file_name, data_dir)
+
+
+def _split_off_test(name, arrays):
+    """A stratified fifth of a set without a test part becomes one."""
+    images, labels = arrays.train_images, arrays.train_labels
+    try:
+        train, test = stratified_split(labels, -(-len(labels) // 5))
+    except ValueError as error:
+        raise ValueError(f"{name}: no fifth can be split off for testing: {error}") from error
+    return dataset_files.Arrays(images[train], labels[train], images[test], labels[test])
+
+
+def _count_classes(name, arrays):
+    """Number of classes of a custom set, whose parts must fit together."""
+    shapes = [list(images.shape[1:]) for images in (arrays.train_images, arrays.test_images)]
+    sizes = [labels.size for labels in (arrays.train_labels, arrays.test_labels)]
+    if shapes[0] != shapes[1] or min(sizes) == 0:
+        raise ValueError(
+            f"{name}: {sizes[0]} training images {shapes[0]} and {sizes[1]} test images "
+            f"{shapes[1]}, expected some of each and one shape"
+        )
+    present = np.unique(arrays.train_labels)
+    num_classes = len(present)
+    if present[0] != 0 or present[-1] != num_classes - 1:
+        raise ValueError(
+            f"{name}: the training labels are {num_classes} numbers from {present[0]} to "
+            f"{present[-1]}, expected 0 to {num_classes - 1} without a gap"
+        )
+    lowest, highest = arrays.test_labels.min(), arrays.test_labels.max()
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"{name}: test labels from {lowest} to {highest}, expected 0 to {num_classes - 1}"
+        )
+    return num_classes
+
+
+def _pixel_statistics(images):
+    """Mean and standard deviation of each channel, exact: from the counts of the 256 values."""
+    values = np.arange(256) / 255
+    statistics = []
+    for channel in range(3):
+        share = np.bincount(images[..., channel].reshape(-1), minlength=256) / images[..., 0].size
+        mean = share @ values
+        # A channel of one colour would make normalisation divide by zero: one grey level instead.
+        statistics.append((mean, max(np.sqrt(share @ (values - mean) ** 2), 1 / 255)))
+    return np.array(statistics, np.float32).T
+
+
+def search_split(dataset, seed=0):
+    """Halves the training set for a search, each class in proportion.
+
+    Args:
+      dataset: Dataset.
+      seed: 0 gives the split of the papers (the first of a stratified shuffle split with test share
+        0.5).
+
+    Returns:
+      (train_indices, valid_indices), int32, disjoint, together the whole training set; an odd image
+      goes to validation.
+    """
+    train, valid = stratified_split(dataset.train_labels, -(-len(dataset.train_labels) // 2), seed)
+    return train.astype(np.int32), valid.astype(np.int32)
+
+
+def stratified_split(labels, test_size, seed=0):
+    """Splits indices at random into two parts with the class shares of the whole.
+
+    Gives index for index what the first split of `StratifiedShuffleSplit(test_size=...,
+    random_state=seed)` of scikit-learn gives, on which the published reduced sets rest; hence the
+    legacy generator and the exact order of draws.
+
+    Args:
+      labels: integers [N].
+      test_size: images in the second part; the first gets the rest.
+      seed: integer in [0, 2**32).
+
+    Returns:
+      (first, second), int64 index arrays [N - test_size] and [test_size], in random order.
+
+    Raises:
+      ValueError: a class has fewer than two images, or a part would have fewer images than there
+        are classes.
+    """
+    _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    train_size = len(labels) - test_size
+    if not len(labels) or counts.min() < 2 or min(train_size, test_size) < len(counts):
+        raise ValueError(
+            f"cannot split {len(labels)} images of {len(counts)} classes into {train_size} and "
+            f"{test_size}: expected two or more of each class, and parts of {len(counts)} or more"
+        )
+    generator = np.random.RandomState(seed)
+    train_counts = _proportional_counts(counts, train_size, generator)
+    test_counts = _proportional_counts(counts - train_counts, test_size, generator)
+    members = np.split(np.argsort(class_of, kind="stable"), np.cumsum(counts)[:-1])
+    train, test = [], []
+    for indices, in_train, in_test in zip(members, train_counts, test_counts):
+        shuffled = indices[generator.permutation(len(indices))]
+        train.append(shuffled[:in_train])
+        test.append(shuffled[in_train : in_train + in_test])
+    return (
+        generator.permutation(np.concatenate(train)),
+        generator.permutation(np.concatenate(test)),
+    )
+
+
+def _proportional_counts(counts, total, generator):
+    """Shares of `total` in proportion to `counts`: floors, then largest remainders, ties drawn."""
+    exact = counts / counts.sum() * total
+    shares = np.floor(exact)
+    remainders = exact - shares
+    left = int(total - shares.sum())
+    for value in np.unique(remainders)[::-1]:
+        if left == 0:
+            break
+        tied = np.flatnonzero(remainders == value)
+        chosen = generator.choice(tied, size=min(len(tied), left), replace=False)
+        shares[chosen] += 1
+        left -= len(chosen)
+    return shares.astype(int)

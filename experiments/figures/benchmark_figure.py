@@ -1,0 +1,98 @@
+"""The figure of a benchmark: how many times as fast, and what steps cost. Ratios only."""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from experiments.figures import figure_style
+from experiments.measure import benchmark_report
+
+_HEIGHT = 3.1
+_BAR = 0.38
+# Key, label and colour of the costs of a method; the keys are those of benchmark.json.
+_COSTS = {
+    "dada": (
+        ("plain_steps", "DADA", figure_style.HIGHLIGHT),
+        ("finite_difference", "DADA, finite differences", figure_style.SERIES[3]),
+        ("batch", "DADA, one draw a batch", figure_style.SERIES[1]),
+    ),
+    "ddas": (("plain_steps", "DDAS", figure_style.TRAIN), ("batch", "DDAS, batch", figure_style.SERIES[4])),
+}
+
+
+def draw(results: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
+    """Draws the content of benchmark.json; returns the path of the PNG."""
+    environment = results["environment"]
+    with figure_style.style():
+        layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)
+        figure = Figure(figsize=(figure_style.PAGE_WIDTH, _HEIGHT), layout=layout)
+        title = f"{benchmark_report.device(environment)}, jax {environment['jax']}"
+        figure.suptitle(title, x=0.015, ha="left", fontsize=9)
+        panels = figure.subplots(1, 2, width_ratios=[1, 1.25])
+        for axes, key, write in zip(panels, ("augment", "steps"), (_augment_panel, _steps_panel)):
+            part = results.get(key)
+            if part:
+                write(axes, part)
+            else:
+                axes.set_axis_off()
+                axes.text(0.5, 0.5, f"{key}: {benchmark_report.NOT_RUN}", ha="center")
+        return figure_style.save(path, figure)
+
+
+def _augment_panel(axes, part):
+    cases = [name for name in part if benchmark_report.is_case(name)]
+    axes.set_title("Images per second of apply_draws")
+    for offset, key, label, color in (
+        (-_BAR / 2, "ratio_to_pillow", "over Pillow, one thread", figure_style.TRAIN),
+        (_BAR / 2, "ratio_to_vmap_switch", "over vmap(lax.switch)", figure_style.SERIES[1]),
+    ):
+        ratios = [part[name][key] for name in cases]
+        places = np.arange(len(cases)) + offset
+        axes.barh(places, ratios, _BAR, color=color, label=label)
+        for place, ratio in zip(places, ratios):
+            axes.text(ratio, place, f" {ratio:.3g}", va="center", fontsize=figure_style.SMALL)
+    axes.axvline(1.0, color=figure_style.INK, linewidth=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(x=0.2)
+    axes.set_yticks(range(len(cases)), [benchmark_report.case_title(name) for name in cases])
+    axes.set_ylim(len(cases) + 1.0, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("times as many")
+    axes.legend(loc="lower right", fontsize=figure_style.SMALL)
+
+
+def _steps_panel(axes, part):
+    axes.set_title("Cost of a search step")
+    place, ticks, labelled = 0.0, {}, set()
+    for name, costs in part["dada"].items():
+        start = place
+        for method, bars in _COSTS.items():
+            found = costs if method == "dada" else part["ddas"][name]
+            for key, label, color in bars:
+                axes.bar(place, found[key], 0.8, color=color, label=None if label in labelled else label)
+                # DDAS inside its bars, clear of the lines of the operation counts.
+                inside = {"va": "top", "color": "white", "weight": "bold"}
+                side = inside if method == "ddas" else {"va": "bottom"}
+                text = f"{found[key]:.1f}"
+                axes.text(place, found[key], text, ha="center", fontsize=figure_style.SMALL, **side)
+                labelled.add(label)
+                place += 1
+            if method == "ddas":
+                for column, count in ((place - 2, "operation_count_image"), (place - 1, "operation_count")):
+                    line = {"color": figure_style.INK, "linewidth": 1.4}
+                    label = "operation count" if "operation count" not in labelled else None
+                    axes.hlines(found[count], column - 0.45, column + 0.45, label=label, **line)
+                    labelled.add("operation count")
+        ticks[(start + place - 1) / 2] = name.upper().replace("_", "-")
+        place += 1
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.grid(axis="x", visible=False)
+    axes.margins(y=0.4)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("plain training steps")
+    axes.legend(loc="upper left", ncols=2, fontsize=figure_style.SMALL)

@@ -1,0 +1,296 @@
+"""Figures made of numbers: the curves of a search or a training, and the distribution that was learned.
+
+Contract: arrays in, matplotlib figures out; no file is touched. To be called inside `figure_style.style()`.
+R ops, T logged steps. A distribution is a `policy_space.Parameters` of probabilities and levels.
+"""
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from dada import ops
+from dada.searches.dada import space as policy_space
+from experiments.figures import figure_style
+
+_LEADING = len(figure_style.SERIES)
+_HOLLOW = {"markerfacecolor": "white", "markeredgecolor": figure_style.INK, "markersize": 4}
+
+
+def curves(title, metrics, op_names, initial_mass, planted=None):
+    """Draws losses, accuracies, entropy, temperature (if it changes) and op mass over the steps.
+
+    Args:
+      title: title of the page.
+      metrics: mapping from name to float [T], with "step"; "op_mass" [T, R].
+      op_names: R names.
+      initial_mass: [R], before the first step.
+      planted: name of the planted op, or None.
+
+    Returns:
+      matplotlib Figure.
+    """
+    temperature = metrics.get("temperature", np.zeros(1))  # not of every method
+    is_annealed = np.nanmax(temperature) > np.nanmin(temperature)
+    figure = _figure(title, 5.8)
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1, 1.1])
+    left, right = lower.subfigures(1, 2, width_ratios=[2.3, 1])
+    axes = dict(zip(("loss", "accuracy"), upper.subplots(1, 2)))
+    axes["mass"] = left.subplots()
+    names = ("entropy", "temperature") if is_annealed else ("entropy",)
+    axes |= dict(zip(names, right.subplots(len(names), 1, squeeze=False)[:, 0]))
+    steps = metrics["step"]
+    for name in ("loss", "accuracy"):
+        for split, color in (("train", figure_style.TRAIN), ("valid", figure_style.VALID)):
+            label = "training" if split == "train" else "validation"
+            _noisy_line(axes[name], steps, metrics[f"{split}_{name}"], color, label)
+    # Above both panels, where it cannot cover a line.
+    handles = axes["loss"].get_legend_handles_labels()
+    upper.legend(*handles, loc="outside upper right", ncols=2, handlelength=1.2)
+    axes["loss"].set(title="Loss of a batch", ylabel="cross-entropy (nats)")
+    axes["accuracy"].set(title="Accuracy on a batch", ylabel="share correct")
+
+    _line(axes["entropy"], steps, metrics["entropy"], figure_style.INK)
+    axes["entropy"].set(title="Entropy of the choice", ylabel="nats")
+    if is_annealed:
+        _line(axes["temperature"], steps, temperature, figure_style.INK)
+        axes["temperature"].set(title="Temperature", ylabel="temperature")
+    _mass_curves(axes["mass"], steps, metrics["op_mass"], op_names, initial_mass, planted)
+    for panel in axes.values():
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.set(xlabel="search step", xlim=(0, 1.02 * steps[-1]))
+    return figure
+
+
+def training_curves(title, metrics, best):
+    """Draws loss, error and learning rate of a training over its epochs.
+
+    Args:
+      title: title of the page.
+      metrics: mapping from name to float [E], with "epoch".
+      best: index of the epoch with the best test accuracy.
+
+    Returns:
+      matplotlib Figure.
+    """
+    figure = _figure(title, 3.0)
+    loss, error, rate = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
+    epochs = metrics["epoch"]
+    for split, color, label in (
+        ("train", figure_style.TRAIN, "training (augmented)"),
+        ("test", figure_style.VALID, "test"),
+    ):
+        _line(loss, epochs, metrics[f"{split}_loss"], color, label)
+        _line(error, epochs, 100.0 * (1.0 - metrics[f"{split}_accuracy"]), color, label)
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside upper right", ncols=2, handlelength=1.2)
+    loss.set(title="Loss", ylabel="cross-entropy (nats)")
+    error.set(title="Error", ylabel="% wrong", ylim=(0, None))
+    test_error = 100.0 * (1.0 - metrics["test_accuracy"])
+    for index, name in ((best, "best"), (len(epochs) - 1, "last")):
+        error.plot(epochs[index], test_error[index], "o" if name == "last" else "D", **_HOLLOW)
+    error.text(
+        0.97,
+        0.97,
+        f"last (circle) {test_error[-1]:.2f}\nbest (diamond) {test_error[best]:.2f}",
+        transform=error.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8,
+    )
+    _line(rate, epochs, metrics["learning_rate"], figure_style.INK)
+    rate.set(title="Learning rate", ylabel="at the end of the epoch", ylim=(0, None))
+    for panel in (loss, error, rate):
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.set(xlabel="epoch", xlim=(0, 1.02 * epochs[-1]))
+    return figure
+
+
+def _figure(title, height):
+    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)
+    figure = Figure(figsize=(figure_style.PAGE_WIDTH, height), layout=layout)
+    figure.suptitle(title, x=0.015, ha="left", fontsize=9.5, weight="bold")
+    return figure
+
+
+def _mass_curves(axes, steps, mass, op_names, initial_mass, planted):
+    axes.set(title="Op mass", ylabel="expected applications per image")
+    order = np.argsort(-mass[-1], kind="stable")
+    for index in order[_LEADING:]:
+        axes.plot(steps, mass[:, index], color=figure_style.FAINT, linewidth=0.8)
+    colors = iter(figure_style.SERIES)
+    for index in order[:_LEADING]:
+        is_planted = op_names[index] == planted
+        color = figure_style.HIGHLIGHT if is_planted else next(colors)
+        label = f"{op_names[index]}\n(planted)" if is_planted else op_names[index]
+        _line(axes, steps, mass[:, index], color, label)
+    if len(order) > _LEADING:
+        axes.plot([], [], color=figure_style.FAINT, label=f"{len(order) - _LEADING} others")
+    start = {"color": figure_style.INK, "linewidth": 1, "linestyle": (0, (4, 3))}
+    axes.axhline(np.mean(initial_mass), label="mean at the start", **start)
+    axes.set_ylim(bottom=0)
+    # Outside, in the order of the ends of the lines: no label can cover a line.
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
+
+
+def _line(axes, steps, values, color, label=None):
+    axes.plot(steps, values, color=color, label=label, marker="o" if len(steps) == 1 else None)
+
+
+def _noisy_line(axes, steps, values, color, label):
+    """Every step faintly, and the mean of a twentieth of the steps."""
+    window = max(1, len(steps) // 20)
+    if window > 1:
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        label = f"{label}, mean of {window} steps"
+    kernel = np.full(window, 1.0 / window)
+    _line(axes, np.convolve(steps, kernel, "valid"), np.convolve(values, kernel, "valid"), color, label)
+
+
+def learned_policy(title, space, distribution, is_pairs, policy_mass, initial_mass, planted=None):
+    """Draws op mass, probability and level of every op and, for pairs, the weights of all pairs.
+
+    Args:
+      title: title of the page.
+      space: the SearchSpace, R rows.
+      distribution: policy_space.Parameters of probabilities and levels.
+      is_pairs: whether the policy space is "pairs".
+      policy_mass: [R], expected applications per image under the policy file, which keeps the heaviest pairs.
+      initial_mass: [R], the same under the distribution before the first step.
+      planted: name of the planted op, or None.
+
+    Returns:
+      matplotlib Figure.
+    """
+    num_ops = len(space.rows)
+    entries = _entries(distribution, num_ops, is_pairs)
+    mass = np.sum(entries[0] * entries[1], axis=0)
+    order = np.argsort(-mass, kind="stable")
+    names = [space.rows[index].name for index in order]
+    bars_height = 1.5 + 0.19 * num_ops
+    map_height = 1.2 + 0.23 * num_ops
+    height = bars_height + (map_height if is_pairs else 0)
+    figure = _figure(title, height)
+    if is_pairs:
+        upper, lower = figure.subfigures(2, 1, height_ratios=[bars_height, map_height])
+        _pair_map(lower, names, _pair_matrix(distribution, order))
+    else:
+        upper = figure
+    bars, application, level = upper.subplots(1, 3, sharey=True, width_ratios=[1.4, 1, 1.15])
+    handles = _mass_bars(bars, names, mass[order], policy_mass[order], initial_mass[order], planted)
+    upper.legend(handles=handles, loc="outside lower left", ncols=3, handlelength=1)
+
+    shares, probabilities, levels = (array[:, order] for array in entries)
+    over = "10–90% of pairs" if is_pairs else "10–90% of slots"
+    has_level = np.array([bool(space.rows[index].unit) for index in order])
+    everywhere = np.ones(num_ops, bool)
+    _dots(application, _spread(probabilities, shares), everywhere)
+    application.set(title="Probability", xlabel=f"of being applied\n(mean, {over})")
+    spread = _spread(levels, shares * probabilities)
+    _dots(level, spread, has_level)
+    level.set(title="Level and its value", xlabel=f"level\n(mean, {over})")
+    means = np.where(has_level, spread[0], 0.0)
+    values = np.asarray(ops.level_to_value(space, order, means, np.ones(num_ops)))
+    for line, index in enumerate(order):
+        row = space.rows[index]
+        text = figure_style.value_text(row, values[line]) if row.unit else "–"
+        level.text(1.08, line, text, va="center", fontsize=figure_style.SMALL + 0.5)
+    for panel in (application, level):
+        panel.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+        panel.axvline(0.5, color=figure_style.INK, linewidth=1.2, zorder=0.5)  # where all start
+        panel.tick_params(axis="y", length=0)
+    bars.tick_params(axis="y", length=0)
+    for panel in (bars, application, level):
+        panel.grid(axis="y", visible=False)
+    return figure
+
+
+def _mass_bars(axes, names, mass, policy_mass, initial_mass, planted):
+    lines = np.arange(len(names))
+    bars = axes.barh(lines, mass, color=figure_style.TRAIN, height=0.7, label="learned distribution")
+    is_planted = np.array(names) == planted
+    axes.barh(lines[is_planted], mass[is_planted], color=figure_style.HIGHLIGHT, height=0.7)
+    (file,) = axes.plot(policy_mass, lines, "D", **_HOLLOW, label="policy file")
+    # One tick per bar: the start differs between ops in some policy spaces.
+    start = axes.vlines(
+        initial_mass, lines - 0.5, lines + 0.5, color=figure_style.INK, linewidth=1.2, label="at the start"
+    )
+    axes.set_yticks(lines, [f"{name} (planted)" if name == planted else name for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set(title="Op mass", xlabel="expected applications per image")
+    return bars, file, start
+
+
+def _dots(axes, spread, shown):
+    """Dot at the mean, line from the 10th to the 90th percentile."""
+    mean, low, high = (values[shown] for values in spread)
+    lines = np.flatnonzero(shown)
+    axes.hlines(lines, low, high, color=figure_style.SERIES[4], linewidth=3.5)
+    axes.plot(mean, lines, "o", color=figure_style.TRAIN, markersize=4.5)
+
+
+def _entries(distribution, num_ops, is_pairs):
+    """Share, application probability and level of every op in every slot, [slots of a policy, R] each."""
+    op, application, level = (np.asarray(leaf, np.float64) for leaf in distribution)
+    if is_pairs:
+        member = np.eye(num_ops)[policy_space.pair_table(num_ops)]
+        shares = op[0, 0][:, None, None] * member
+    else:
+        shares = op / len(op)
+    flat = (-1, num_ops)
+    application, level = (np.broadcast_to(x[..., None], shares.shape) for x in (application, level))
+    return shares.reshape(flat), application.reshape(flat), level.reshape(flat)
+
+
+def _spread(values, weights):
+    """Weighted mean and weighted 10th and 90th percentile of every column, [3, R]."""
+    result = []
+    for value, weight in zip(values.T, weights.T):
+        order = np.argsort(value)
+        running = np.cumsum(weight[order])
+        if running[-1] <= 0:
+            result.append([np.nan] * 3)
+            continue
+        ends = np.searchsorted(running, np.array([0.1, 0.9]) * running[-1])
+        result.append([value @ weight / running[-1], *value[order][ends]])
+    return np.array(result).T
+
+
+def _pair_matrix(distribution, order):
+    """Weight of every pair, [R, R] in the given order of the ops; NaN on and below the diagonal."""
+    num_ops = len(order)
+    matrix = np.zeros((num_ops, num_ops))
+    first, second = policy_space.pair_table(num_ops).T
+    matrix[first, second] = matrix[second, first] = np.asarray(distribution.op)[0, 0]
+    matrix = matrix[np.ix_(order, order)]
+    matrix[np.tril_indices(num_ops)] = np.nan
+    return matrix
+
+
+def _pair_map(figure, names, matrix):
+    num_ops = len(names)
+    axes = figure.subplots()
+    axes.set_title("Weight of every pair of ops", pad=6)
+    shades = matplotlib.colormaps["Blues"](np.linspace(0.1, 1, 256))  # the lightest is not the paper's white
+    image = axes.imshow(matrix, cmap=ListedColormap(shades), vmin=0, interpolation="nearest", aspect="auto")
+    axes.set_xticks(range(1, num_ops), names[1:], rotation=40, ha="left", rotation_mode="anchor")
+    axes.xaxis.tick_top()
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    # On the diagonal, next to the cells; the triangle below is free for the scale and a list.
+    for line, name in enumerate(names[:-1]):
+        axes.text(line + 0.4, line, name, ha="right", va="center", fontsize=8)
+    scale = figure.colorbar(image, cax=axes.inset_axes((0.0, 0.4, 0.3, 0.03)), orientation="horizontal")
+    pairs = num_ops * (num_ops - 1) // 2
+    scale.set_label(f"probability of the pair (start: 1/{pairs} = {1 / pairs:.4f})")
+    scale.outline.set_visible(False)
+    scale.locator = MaxNLocator(4)
+    ranked = np.argsort(-np.nan_to_num(matrix), axis=None, kind="stable")[:5]
+    lines = ["Heaviest pairs"]
+    for first, second in zip(*np.unravel_index(ranked, matrix.shape)):
+        lines.append(f"{matrix[first, second]:.3f}  {names[first]} + {names[second]}")
+    text = "\n".join(lines)
+    axes.text(0, 0, text, transform=axes.transAxes, va="bottom", fontsize=8, linespacing=1.4)

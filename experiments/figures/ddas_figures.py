@@ -1,0 +1,157 @@
+"""Figures of a DDAS search: p_tp over the epochs, and p_o by op and level and over the epochs.
+
+Contract: a `finished_search.FinishedSearch` in, matplotlib figures out; no file is touched. To be called
+inside `figure_style.style()`. T epochs, K candidates.
+
+Reference: Liu et al. 2021, figures 5 and 4.
+"""
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from dada import ops
+from experiments.figures import figure_style, finished_search
+
+_LEADING = len(figure_style.SERIES)
+_START = {"color": figure_style.INK, "linewidth": 1, "linestyle": (0, (4, 3))}
+
+
+def draw(run: finished_search.FinishedSearch, what: str) -> dict[str, Figure]:
+    """Returns the figures by name.
+
+    Args:
+      run: a finished search of DDAS.
+      what: which search it is, for the titles.
+    """
+    return {"policy": _candidates(run, what), "p_tp": _p_tp(run, what)}
+
+
+def _figure(title, height):
+    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)
+    figure = Figure(figsize=(figure_style.PAGE_WIDTH, height), layout=layout)
+    figure.suptitle(title, x=0.015, ha="left", fontsize=9.5, weight="bold")
+    return figure
+
+
+def _epoch_times(run):
+    """When the policy was read, in epochs done: at the end of each, or at its start."""
+    count = len(run.policy.content.p_tp)
+    if run.policy.preset == "official":
+        return np.arange(count)
+    done = run.metrics["step"][-1] / run.summary["steps_per_epoch"]
+    return np.minimum(np.arange(1, count + 1), done)
+
+
+def _p_tp(run, what):
+    figure = _figure(f"Probability of augmenting an image at all: {what}", 2.9)
+    axes = figure.subplots()
+    epochs = run.metrics["step"] / run.summary["steps_per_epoch"]
+    axes.plot(epochs, run.metrics["p_tp"], color=figure_style.TRAIN, label="search, after every step")
+    axes.plot(
+        _epoch_times(run),
+        run.policy.content.p_tp,
+        "o",
+        **{"markerfacecolor": "white", "markeredgecolor": figure_style.INK, "markersize": 4},
+        label="policy file, an entry per epoch",
+    )
+    axes.axhline(run.summary["p_tp_initial"], label="at the start", **_START)
+    axes.set(xlabel="epoch of the search", ylabel="p_tp", ylim=(0, 1.02), xlim=(0, 1.02 * epochs[-1]))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
+    return figure
+
+
+def _candidates(run, what):
+    num_ops = len(run.space.rows)
+    content = run.policy.content
+    planted = run.planted.name if run.planted else None
+    map_height = 0.9 + 0.19 * num_ops
+    title = f"The {len(content.row)} candidate ops, p_o: {what}"
+    figure = _figure(title, map_height + 3.0)
+    upper, lower = figure.subfigures(2, 1, height_ratios=[map_height, 3.0])
+    shown = sorted({0, (len(content.p_o) - 1) // 2, len(content.p_o) - 1})
+    panels = upper.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    largest = content.p_o[shown].max()
+    shades = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0.05, 1, 256)))
+    order = np.argsort(-_by_op(run, content.p_o[-1]).sum(1), kind="stable")
+    for panel, epoch in zip(panels, shown):
+        image = _map(panel, run, content.p_o[epoch], order, shades, largest)
+        moment = "start" if run.policy.preset == "official" else "end"
+        panel.set_title(f"p_o at the {moment} of epoch {epoch + 1}")
+    names = [run.space.rows[index].name for index in order]
+    panels[0].set_yticks(range(num_ops), [f"{name} (planted)" if name == planted else name for name in names])
+    scale = upper.colorbar(image, ax=panels, shrink=0.6, pad=0.01)
+    scale.set_label(f"p_o (uniform: {1 / len(content.row):.3f})")
+    scale.outline.set_visible(False)
+    _evolution(lower.subplots(), run, planted)
+    return figure
+
+
+def _by_op(run, p_o):
+    """p_o of every op and candidate of it, [R, most candidates of an op]; 0 where there is none."""
+    rows = run.policy.content.row
+    table = np.zeros((len(run.space.rows), np.bincount(rows).max()))
+    for row in range(len(table)):
+        own = p_o[rows == row]
+        table[row, : len(own)] = own
+    return table
+
+
+def _map(axes, run, p_o, order, shades, largest):
+    """A cell per candidate, ops below each other, with the value of the candidate written into it."""
+    table = _by_op(run, p_o)[order]
+    present = _by_op(run, np.ones_like(p_o))[order] > 0
+    cells = np.where(present, table, np.nan)
+    image = axes.imshow(cells, cmap=shades, vmin=0, vmax=largest, aspect="auto", interpolation="nearest")
+    for line, row in enumerate(order):
+        for column, text in enumerate(_values(run, row)):
+            color = "white" if table[line, column] > 0.6 * largest else figure_style.INK
+            axes.text(column, line, text, ha="center", va="center", fontsize=6, color=color)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    return image
+
+
+def _values(run, row):
+    """The value of every candidate of an op, as text; "" for an op without magnitude."""
+    op = run.space.rows[row]
+    levels = run.policy.content.level[run.policy.content.row == row]
+    if not op.unit:
+        return [""] * len(levels)
+    values = ops.level_to_value(run.space, np.full(len(levels), row), levels, np.ones(len(levels)))
+    return [figure_style.value_text(op, value) for value in np.asarray(values).tolist()]
+
+
+def _labels(run):
+    """Name and value of every candidate, in order."""
+    rows = run.policy.content.row
+    texts = {row: iter(_values(run, row)) for row in set(rows.tolist())}
+    return [f"{run.space.rows[row].name} {next(texts[row])}".strip() for row in rows.tolist()]
+
+
+def _evolution(axes, run, planted):
+    content = run.policy.content
+    epochs, labels = _epoch_times(run), _labels(run)
+    order = np.argsort(-content.p_o[-1], kind="stable")
+    marker = "o" if len(epochs) == 1 else None
+    for index in order[_LEADING:]:
+        axes.plot(epochs, content.p_o[:, index], color=figure_style.FAINT, linewidth=0.8, marker=marker)
+    colors = iter(figure_style.SERIES)
+    for index in order[:_LEADING]:
+        is_planted = run.space.rows[content.row[index]].name == planted
+        color = figure_style.HIGHLIGHT if is_planted else next(colors)
+        label = f"{labels[index]}\n(planted)" if is_planted else labels[index]
+        axes.plot(epochs, content.p_o[:, index], color=color, label=label, marker=marker)
+    if len(order) > _LEADING:
+        axes.plot([], [], color=figure_style.FAINT, label=f"{len(order) - _LEADING} others")
+    axes.axhline(1.0 / len(order), label="uniform, as at the start", **_START)
+    axes.set(title="p_o over the epochs", xlabel="epoch of the search", ylabel="probability of a draw")
+    axes.set(ylim=(0, None), xlim=(0, 1.02 * max(epochs[-1], 1)))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)

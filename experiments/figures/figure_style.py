@@ -1,0 +1,96 @@
+"""What all figures share: page, style, colours, saving, and how the value of an op is written.
+
+Contract: nothing here touches matplotlib's global state; figures are made and saved inside `style()`. A PNG
+depends on what is drawn and on the matplotlib version only. Colours are those of Okabe and Ito, which
+colour-blind readers can tell apart.
+"""
+
+import os
+import pathlib
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from dada import ops
+
+PAGE_WIDTH = 8.0  # inches; a README shows a page about 800 pixels wide, so 7 points are 10 pixels
+_DOTS_PER_INCH = 200
+
+TRAIN, VALID = "#0072B2", "#D55E00"
+NEUTRAL, FAINT, INK = "#7A7A7A", "#C8C8C8", "#262626"
+SERIES = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+HIGHLIGHT = "#D55E00"  # the planted op, wherever it is shown
+SMALL = 7.0  # points: captions of images; everything else is larger
+
+_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": NEUTRAL,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": NEUTRAL,
+    "ytick.color": NEUTRAL,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "grid.color": "#ECECEC",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+}
+
+
+def style():
+    """Returns a context in which figures have the style of the project, whatever the user's own is."""
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    return matplotlib.rc_context({**defaults, **_STYLE})
+
+
+def page(height: float):
+    """Returns (figure, axes): blank, and one unit of the axes is one inch from the top left corner."""
+    figure = Figure(figsize=(PAGE_WIDTH, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set(xlim=(0, PAGE_WIDTH), ylim=(height, 0))
+    return figure, axes
+
+
+def save(path: str | os.PathLike, figure: Figure) -> pathlib.Path:
+    """Writes a PNG in one step, with the same bytes for the same figure; returns its path."""
+    path = pathlib.Path(path)
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    os.replace(part, path)
+    return path
+
+
+def unit_text(row: ops.OpRow) -> str:
+    """What `value_text` leaves out, for a heading: "% of width"; "" for an op without magnitude."""
+    return row.unit.replace("fraction of", "% of")
+
+
+def value_text(row: ops.OpRow, value: float) -> str:
+    """A physical value in few characters, "±15°"; a value that is mirrored at random as "1±0.45"."""
+    scale = 100.0 if row.unit.startswith("fraction") else 1.0
+    suffix = {"degrees": "°", "bits": " bits", "pixels": " px"}.get(row.unit, "%" if scale > 1 else "")
+
+    def number(quantity):
+        text = f"{round(quantity * scale, 2) + 0.0:.3g}"  # + 0.0: no minus before a zero
+        return text.replace("-", "−")
+
+    if not row.random_sign:
+        return number(value) + suffix
+    around = number(row.identity) if row.identity else ""
+    if number(value) == number(row.identity):
+        return number(row.identity) + suffix
+    return f"{around}±{number(abs(value - row.identity))}{suffix}"

@@ -1,0 +1,180 @@
+"""Figures made of images: captioned grids, and the sheet of all ops over their levels.
+
+Contract: arrays in, matplotlib figures out; no file is touched and nothing is random. Positions are inches on
+a page (`figure_style.page`). To be called inside `figure_style.style()`.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from dada.ops import table as op_table
+from experiments.figures import figure_style
+
+_MARGIN = 0.12
+_GAP = 0.08
+_TITLE = 0.42  # height of the title of a page
+_LINE = 0.135  # height of a line of small text
+_LABEL = 0.78  # width of the labels left of a row
+
+
+class Block(NamedTuple):
+    """A titled grid of images with one size of cell.
+
+    Attributes:
+      title: what is seen.
+      images: rows of columns, uint8 [H, W, 3] each; None leaves a cell blank.
+      row_labels: one per row, or empty.
+      column_labels: one per column, or empty.
+      captions: one per cell, below it, of up to `caption_lines` lines; or empty.
+      caption_lines: height that is kept free below every row.
+    """
+
+    title: str
+    images: list[list[np.ndarray | None]]
+    row_labels: tuple[str, ...] = ()
+    column_labels: tuple[str, ...] = ()
+    captions: tuple[tuple[str, ...], ...] = ()
+    caption_lines: int = 0
+
+
+def image_grid(title: str, blocks: list[Block]):
+    """Draws blocks of images below each other.
+
+    Args:
+      title: title of the page.
+      blocks: all with the same number of columns.
+
+    Returns:
+      matplotlib Figure.
+    """
+    columns = max(len(row) for block in blocks for row in block.images)
+    # Few columns get no larger images than seven would: a page of two classes stays a page.
+    width = (figure_style.PAGE_WIDTH - 2 * _MARGIN - _LABEL) / max(columns, 7) - _GAP
+    first = next(image for block in blocks for row in block.images for image in row if image is not None)
+    height = width * first.shape[0] / first.shape[1]
+    row_heights = [height + _GAP + _LINE * block.caption_lines for block in blocks]
+    block_heights = [
+        0.34 + _LINE * bool(block.column_labels) + len(block.images) * row_height
+        for block, row_height in zip(blocks, row_heights)
+    ]
+    figure, axes = figure_style.page(_TITLE + sum(block_heights) + _MARGIN)
+    _page_title(axes, title)
+    top = _TITLE
+    for block, row_height, block_height in zip(blocks, row_heights, block_heights):
+        axes.text(_MARGIN, top + 0.12, block.title, va="center")
+        y = top + 0.28
+        if block.column_labels:
+            y += _LINE
+            for column, label in enumerate(block.column_labels):
+                x = _MARGIN + _LABEL + column * (width + _GAP) + width / 2
+                _small(axes, x, y - 0.05, label, ha="center")
+        for row, images in enumerate(block.images):
+            if block.row_labels:
+                _small(axes, _MARGIN, y + height / 2, block.row_labels[row], va="center")
+            for column, image in enumerate(images):
+                x = _MARGIN + _LABEL + column * (width + _GAP)
+                _place(axes, image, x, y, width, height)
+                if block.captions:
+                    _caption(axes, x + width / 2, y + height, block.captions[row][column])
+            y += row_height
+        top += block_height
+    return figure
+
+
+class OpImages(NamedTuple):
+    """An image after one op.
+
+    Attributes:
+      row: row of the search space.
+      values: physical value at each level, the positive side of a mirrored op; one for no magnitude.
+      images: uint8 [H, W, 3] for each value.
+    """
+
+    row: op_table.OpRow
+    values: list[float]
+    images: list[np.ndarray]
+
+
+def ops_sheet(title: str, original: np.ndarray, heads: tuple[str, ...], ops: list[OpImages]):
+    """Draws all ops of a search space: those with a magnitude over their levels, then the others once.
+
+    Args:
+      title: title of the page.
+      original: uint8 [H, W, 3].
+      heads: of the columns.
+      ops: one per row of the search space, in order.
+
+    Returns:
+      matplotlib Figure.
+    """
+    over_levels = [op for op in ops if op.row.unit]
+    once = [op for op in ops if not op.row.unit]
+    num_rows = -(-len(over_levels) // 2)
+    label, between = 0.92, 0.2
+    block_width = (figure_style.PAGE_WIDTH - 2 * _MARGIN - between) / 2
+    # Few columns get no larger images than five would.
+    width = (block_width - label) / max(len(heads), 5) - _GAP / 2
+    height = width * original.shape[0] / original.shape[1]
+    row_height = height + _LINE + _GAP
+    per_line = int((figure_style.PAGE_WIDTH - 2 * _MARGIN) // (width + 0.24))
+    once_lines = -(-(len(once) + 1) // per_line)
+    levels_top = _TITLE + 0.3
+    once_top = levels_top + num_rows * row_height + 0.36
+    figure, axes = figure_style.page(once_top + once_lines * row_height + _MARGIN)
+    _page_title(axes, title)
+
+    for index, op in enumerate(over_levels):
+        block, line = divmod(index, num_rows)
+        left = _MARGIN + block * (block_width + between)
+        y = levels_top + line * row_height
+        axes.text(left, y + height / 2 - 0.04, op.row.name, fontsize=8)
+        note = figure_style.unit_text(op.row)
+        _small(axes, left, y + height / 2 + 0.1, note, color=figure_style.NEUTRAL)
+        for column, (value, image) in enumerate(zip(op.values, op.images)):
+            x = left + label + column * (width + _GAP / 2)
+            if line == 0:
+                _small(axes, x + width / 2, y - 0.04, heads[column], ha="center")
+            _place(axes, image, x, y, width, height)
+            text = figure_style.value_text(op.row, value)
+            _caption(axes, x + width / 2, y + height, text)
+
+    axes.text(_MARGIN, once_top - 0.12, "Without a level:", va="center")
+    step = (figure_style.PAGE_WIDTH - 2 * _MARGIN) / per_line
+    shown = [("original", original), *((op.row.name, op.images[0]) for op in once)]
+    for (line, column), (name, image) in zip(
+        itertools.product(range(once_lines), range(per_line)), shown
+    ):
+        x, y = _MARGIN + column * step + (step - width) / 2, once_top + line * row_height
+        _place(axes, image, x, y, width, height)
+        _caption(axes, x + width / 2, y + height, name)
+    return figure
+
+
+def _page_title(axes, title):
+    axes.text(_MARGIN, 0.22, title, va="center", fontsize=9.5, weight="bold")
+
+
+def _small(axes, x, y, text, **options):
+    axes.text(x, y, text, fontsize=figure_style.SMALL, **options)
+
+
+def _caption(axes, x, bottom, text):
+    """Lines below an image; each on its own, so that letters like g do not shift it."""
+    for line, words in enumerate(text.split("\n")):
+        _small(axes, x, bottom + 0.115 + line * _LINE, words, ha="center")
+
+
+def _place(axes, image, x, y, width, height):
+    if image is None:
+        return
+    # Small images show their pixels; large ones are shrunk and need a filter.
+    interpolation = "nearest" if max(image.shape) <= 64 else "antialiased"
+    box = (x, x + width, y + height, y)
+    axes.imshow(image, extent=box, interpolation=interpolation, aspect="auto")
+    # Bright images would run into the page.
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=figure_style.FAINT, linewidth=0.5))
+    bottom = axes.figure.get_figheight()
+    axes.set(xlim=(0, figure_style.PAGE_WIDTH), ylim=(bottom, 0))  # imshow moves the limits

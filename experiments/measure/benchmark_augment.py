@@ -1,0 +1,157 @@
+"""Images per second of applying a policy: `augment.apply_draws`, a Pillow loop, and `vmap(lax.switch)`.
+
+All three apply the same draws to the same images and give the same pixels. With two ops per image the draws
+are those of the published policy dada_cifar10, which leaves out ops at random; with one and six ops, uniform
+ops of its search space at uniform levels. Pillow runs in one thread, from arrays to arrays; images that an
+accelerator augments lie there already.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from dada import augment, policies
+from dada.augment import sampling
+from dada.ops import table as op_table
+from experiments.measure import benchmark_timing, benchmark_train, verify_ops
+from experiments.runs import compiled_loop
+
+POLICY = "dada_cifar10"
+NUM_OPS = (1, 2, 6)
+SIDES = (32, 224)
+_SMALL_SIDE = 32  # of images that come in full batches
+_ROUNDS = 5
+# A batch of images with larger sides is smaller by this factor.
+_LARGE_IMAGE_FACTOR = {"cpu": 32}
+_STEP_NETWORK = "wrn_40_2"
+
+
+def space() -> op_table.SearchSpace:
+    """The search space of the published policy."""
+    return policies.space(policies.load(POLICY))
+
+
+def make_draws(key: jax.Array, num_ops: int, batch_size: int, side: int) -> op_table.Draws:
+    """Draws of the published policy for two ops, else uniform ones of its search space."""
+    if num_ops == 2:
+        return sampling.sample(key, policies.load(POLICY), batch_size, (side, side))
+    shape = (batch_size, num_ops)
+    row_key, level_key, sign_key, center_key = jax.random.split(key, 4)
+    return sampling.assemble_draws(
+        space(),
+        jax.random.randint(row_key, shape, 0, len(space().rows)),
+        jnp.ones(shape, bool),
+        jax.random.uniform(level_key, shape),
+        sampling.random_signs(sign_key, shape),
+        sampling.random_centers(center_key, shape, (side, side)),
+    )
+
+
+def images_of_side(images: np.ndarray, batch_size: int, side: int) -> np.ndarray:
+    """A batch of square images, uint8 [batch_size, side, side, 3]: given ones, repeated both ways."""
+    images = np.resize(images, (batch_size, *images.shape[1:]))
+    times = [-(-side // extent) for extent in images.shape[1:3]]
+    return np.ascontiguousarray(np.tile(images, (1, *times, 1))[:, :side, :side])
+
+
+def pillow_loop(images: np.ndarray, draws: op_table.Draws) -> Callable[[], np.ndarray]:
+    """The same draws in a loop over images; what the draws say is looked up beforehand."""
+    op, value, center = (np.asarray(leaf) for leaf in draws)
+    calls = [
+        [
+            functools.partial(verify_ops.PILLOW[op_table.OPS[o]], v=v, c=c)
+            for o, v, c in zip(ops, values, centers)
+            if o
+        ]
+        for ops, values, centers in zip(op, value, center)
+    ]
+
+    def run():
+        augmented = []
+        for image, ops in zip(images, calls):
+            picture = Image.fromarray(image)
+            for call in ops:
+                picture = call(picture)
+            augmented.append(np.asarray(picture))
+        return np.stack(augmented)
+
+    return run
+
+
+def vmap_switch(op_ids: tuple[int, ...], images: jax.Array, draws: op_table.Draws) -> jax.Array:
+    """`apply_op` behind a `lax.switch` for one image, and vmap: which evaluates every op for every image."""
+    branches = [functools.partial(op_table.apply_op, op_table.OPS[op]) for op in op_ids]
+
+    def slot(image, draw):
+        return jax.lax.switch(draw[0], branches, image, *draw[1:]), None
+
+    def one(image, *draw):
+        return jax.lax.scan(slot, image, draw)[0]
+
+    branch = jnp.searchsorted(jnp.asarray(op_ids), draws.op)
+    augmented = jax.vmap(one)(images.astype(jnp.float32) / 255.0, branch, draws.value, draws.center)
+    return jnp.round(augmented * 255.0).astype(jnp.uint8)
+
+
+def contenders(images: np.ndarray, draws: op_table.Draws) -> dict[str, Callable[[], Any]]:
+    """The ways to apply some draws, ours first."""
+    op_ids = op_table.op_ids(space())
+    on_device = jax.device_put(images)
+    ours = jax.jit(functools.partial(augment.apply_draws, op_ids=op_ids))
+    naive = jax.jit(functools.partial(vmap_switch, op_ids))
+    return {
+        "apply_draws": lambda: ours(on_device, draws),
+        "pillow": pillow_loop(images, draws),
+        "vmap_switch": lambda: naive(on_device, draws),
+    }
+
+
+def run(images: np.ndarray, batch_size: int, seed: int) -> dict[str, Any]:
+    """Measures all numbers of ops and sizes of images.
+
+    Args:
+      images: uint8 [N, H, H, 3], real ones.
+      batch_size: images of the small side at once.
+      seed: of the draws.
+
+    Returns:
+      By "opsK_SxS": images per second of all contenders, and how many times as fast ours is as each. On an
+      accelerator also its part of the time of a training step on a batch of as many images of 32 x 32.
+    """
+    found = {"dtype": "uint8", "torchvision": _torchvision()}
+    for side in SIDES:
+        factor = 1 if side <= _SMALL_SIDE else _LARGE_IMAGE_FACTOR.get(jax.default_backend(), 8)
+        count = max(1, batch_size // factor)
+        batch = images_of_side(images, count, side)
+        for num_ops in NUM_OPS:
+            draws = make_draws(jax.random.key(seed), num_ops, count, side)
+            calls = contenders(batch, draws)
+            if compiled_loop.scans() and side == _SMALL_SIDE:
+                steps = benchmark_train.training_steps(_STEP_NETWORK, "float32", "none", images, count, seed)
+                calls["training_steps"] = steps
+            name = f"ops{num_ops}_{side}x{side}"
+            seconds = benchmark_timing.alternating(calls, rounds=_ROUNDS, label=f"augment {name}")
+            ours = seconds["apply_draws"]
+            found[name] = {
+                "batch_size": count,
+                "ops_applied_per_image": float(jnp.mean(jnp.sum(draws.op != 0, axis=1))),
+                "images_per_second": count / ours,
+                "pillow_images_per_second": count / seconds["pillow"],
+                "vmap_switch_images_per_second": count / seconds["vmap_switch"],
+                "ratio_to_pillow": seconds["pillow"] / ours,
+                "ratio_to_vmap_switch": seconds["vmap_switch"] / ours,
+            }
+            if "training_steps" in seconds:
+                step = seconds["training_steps"] / benchmark_timing.steps_at_once()
+                found[name]["share_of_training_step"] = ours / step
+    return found
+
+
+def _torchvision():
+    return "not run" if importlib.util.find_spec("torchvision") else "not installed"

@@ -1,0 +1,111 @@
+"""The search step on the two halves of a data set that lies on the device, and its cost in plain steps."""
+
+import statistics
+import time
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dada import augment
+from dada.augment import image_keys
+from dada.training import sgd
+from experiments.runs import compiled_loop
+
+
+class Data(NamedTuple):
+    """Both halves of the search data, images uint8 [N, H, W, 3] and labels int32 [N], on the device."""
+
+    train: sgd.Batch
+    valid: sgd.Batch
+
+
+def to_device(dataset: Any, train_indices: np.ndarray, valid_indices: np.ndarray) -> Data:
+    """The two halves of a data set's training images, on the device."""
+
+    def half(indices):
+        return sgd.Batch(
+            jnp.asarray(dataset.train_images[indices]), jnp.asarray(dataset.train_labels[indices])
+        )
+
+    return Data(half(train_indices), half(valid_indices))
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Batches in an epoch; the last one is filled up with the first images of the epoch's order."""
+    return -(-num_images // batch_size)
+
+
+def random_indices(key: jax.Array, step: jax.Array, count: int, size: int) -> jax.Array:
+    """Batch `step` of an endless stream in which every pass has a new random order, int32 [size]."""
+    return compiled_loop.shuffled_indices(key, step, count, size, steps_per_epoch(count, size))
+
+
+def batches(
+    method: ModuleType,
+    config: Any,
+    key: jax.Array,
+    data: Data,
+    step: jax.Array,
+    sizes: tuple[int, int],
+    axis_name: str | None = None,
+) -> Data:
+    """Training and validation batch of a step, or this device's part of them: a pure function of the step."""
+    train_key, valid_key = jax.random.split(key)
+    train_count, valid_count = (half.labels.shape[0] for half in data)
+    indices = (
+        random_indices(train_key, step, train_count, sizes[0]),
+        method.valid_indices(config, valid_key, step, valid_count, sizes[1]),
+    )
+    indices = image_keys.own_part(indices, axis_name)
+    return Data(
+        *(sgd.Batch(half.images[index], half.labels[index]) for half, index in zip(data, indices))
+    )
+
+
+def search_step(method, config, sizes, state, key, data, axis_name=None):
+    """The step of a method on the batches of the state's own step count."""
+    both = batches(method, config, key, data, state.train.step, sizes, axis_name)
+    return method.library.step(config, state, *both, axis_name=axis_name)
+
+
+def plain_step(method, config, sizes, state, key, data, axis_name=None):
+    """The yardstick: one plain training step of the same network on the same batch."""
+    batch = batches(method, config, key, data, state.train.step, sizes, axis_name).train
+    train, metrics = sgd.train_step(
+        config.apply,
+        state.train,
+        augment.normalize(batch.images, config.mean, config.std),
+        batch.labels,
+        method.learning_rate(config, state.train.step),
+        weight_decay=config.weight_decay,
+        momentum_decay=config.momentum_decay,
+        clip_norm=config.clip_norm,
+        key=state.key,
+        axis_name=axis_name,
+    )
+    return state._replace(train=train), metrics
+
+
+def plain_step_ratio(search, plain, steps_per_epoch, state, key, data, rounds: int = 3) -> float:
+    """Seconds of a search step over those of a plain training step, alternating, median of `rounds`.
+
+    Args:
+      search: the compiled_loop.CompiledLoop of the search itself.
+      plain: that of `plain_step`.
+      steps_per_epoch: steps that an accelerator takes at once.
+      rounds: each round times one search step and two plain steps (on an accelerator, scans of them).
+    """
+    count = steps_per_epoch if compiled_loop.scans() else 1
+    seconds = {search: [], plain: []}
+    for program, repeats in ((search, 0), (plain, 0), *((search, 1), (plain, 2)) * rounds):
+        if not repeats:  # compile, and touch all memory once
+            list(program.run(state, key, data, count))
+            continue
+        start = time.perf_counter()
+        for _ in range(repeats):
+            list(program.run(state, key, data, count))
+        seconds[program].append((time.perf_counter() - start) / repeats)
+    return statistics.median(seconds[search]) / statistics.median(seconds[plain])

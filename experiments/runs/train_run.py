@@ -1,0 +1,234 @@
+"""One training from its first step to its summary: epochs, tests, metrics, checkpoints, figure."""
+
+import functools
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from dada import policies
+from dada.augment import image_keys
+from dada.training import policy_training, sgd
+from experiments.data import datasets
+from experiments.figures import train_plot
+from experiments.runs import command_line, compiled_loop, devices, run_folder, seeds
+
+
+class Data(NamedTuple):
+    """A data set on the device: images uint8 [N, H, W, 3], labels int32 [N]."""
+
+    train_images: jax.Array
+    train_labels: jax.Array
+    test_images: jax.Array
+    test_labels: jax.Array
+
+
+class Task(NamedTuple):
+    """What to train, apart from the seed."""
+
+    config: policy_training.Config
+    model: tuple[Any, Any]  # module of dada.models and its Config
+    data: Data  # on all devices
+    batch_size: int
+    eval_batch_size: int
+    recipe: dict[str, Any]  # the flags that say what was trained, for the summary
+    mesh: jax.sharding.Mesh | None  # the devices that share every batch, from `devices.mesh`
+
+
+def to_device(dataset: datasets.Dataset) -> Data:
+    """The images and labels of a data set, on the device."""
+    return Data(
+        *(jnp.asarray(array) for array in (dataset.train_images, dataset.train_labels)),
+        *(jnp.asarray(array) for array in (dataset.test_images, dataset.test_labels)),
+    )
+
+
+def train_step(config, batch_size, state, key, data, axis_name=None):
+    """`policy_training.step` on the batch of the state's own step count; a pass drops its last part."""
+    order_key, step_key = jax.random.split(key)
+    index = compiled_loop.shuffled_indices(
+        order_key, state.step, data.train_labels.shape[0], batch_size, config.steps_per_epoch
+    )
+    index = image_keys.own_part(index, axis_name)
+    return policy_training.step(
+        step_key, config, state, data.train_images[index], data.train_labels[index], axis_name
+    )
+
+
+def _loop(task: Task, is_vmapped: bool) -> compiled_loop.CompiledLoop:
+    step = functools.partial(train_step, task.config, task.batch_size, axis_name=devices.axis_name(task.mesh))
+    return compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped, mesh=task.mesh)
+
+
+def _test(task: Task, is_vmapped: bool) -> compiled_loop.Program:
+    def test(state, data):
+        return policy_training.evaluate(
+            task.config,
+            state,
+            data.test_images,
+            data.test_labels,
+            task.eval_batch_size,
+            devices.axis_name(task.mesh),
+        )
+
+    function = jax.vmap(test, in_axes=(0, None)) if is_vmapped else test
+    return compiled_loop.Program(devices.divided(function, task.mesh))
+
+
+def _start(task: Task, seed: int) -> tuple[sgd.TrainState, jax.Array]:
+    """State and training key of a seed."""
+    model_key, train_key = jax.random.split(jax.random.key(seed))
+    module, model_config = task.model
+    return sgd.init(*jax.jit(module.init, static_argnums=1)(model_key, model_config)), train_key
+
+
+def num_parameters(model: tuple[Any, Any]) -> int:
+    """Number of parameters of a network, given as its module and Config."""
+    module, model_config = model
+    params, _ = jax.eval_shape(lambda key: module.init(key, model_config), jax.random.key(0))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def smoke(task: Task, seed: int) -> list[float]:
+    """Takes two steps and returns their losses; writes nothing.
+
+    Raises:
+      command_line.Interrupted: a loss is not finite.
+    """
+    state, key = devices.replicate(_start(task, seed), task.mesh)
+    loop = _loop(task, is_vmapped=False)
+    losses = []
+    for number in (1, 2):
+        for after, metrics, _ in loop.run(state, key, task.data, 1):
+            state = after
+            losses.append(float(metrics["loss"][0]))
+        if not math.isfinite(losses[-1]):
+            raise command_line.Interrupted(f"the loss is not finite at step {number}: {losses[-1]}")
+    return losses
+
+
+def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Trains with all given seeds, as `seeds.groups` says, and fills their folders.
+
+    Args:
+      task: what to train.
+      folders: by seed; with checkpoints, the runs go on after the last epoch that all of a group have.
+
+    Yields:
+      (seed, summary), of several processes in the first one only.
+
+    Raises:
+      command_line.Interrupted: the loss of a seed is not finite.
+    """
+    groups = seeds.groups(folders)
+    loop, test = (make(task, is_vmapped=len(groups[0]) > 1) for make in (_loop, _test))
+    for group in groups:
+        yield from _run_at_once(task, loop, test, group)
+
+
+def _run_at_once(task, loop, test, folders):
+    config, count = task.config, len(folders)
+    states, keys = zip(*(_start(task, seed) for seed in folders))
+    done = min(folder.latest_step() or 0 for folder in folders.values())
+    if done:
+        states = [folder.restore(state, done) for folder, state in zip(folders.values(), states)]
+    for folder in folders.values():
+        folder.clean(done)
+        if devices.is_primary():
+            policies.save(folder.policy_path, config.policy)
+    is_vmapped = count > 1
+    start = (seeds.stack(states), seeds.stack(keys)) if is_vmapped else (states[0], keys[0])
+    state, key = devices.replicate(start, task.mesh)
+
+    def seconds_compile():
+        return loop.seconds_compile + test.seconds_compile
+
+    compiled_before = seconds_compile()
+    lines = run_folder.read_metrics(next(iter(folders.values())).path)
+    seconds = lines[-1]["seconds"] if lines else 0.0
+    total = config.num_epochs * config.steps_per_epoch
+    quiet = not devices.is_primary()
+    with tqdm.tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, disable=quiet) as bar:
+        for epoch in range(done // config.steps_per_epoch + 1, config.num_epochs + 1):
+            start, compiled = time.perf_counter(), seconds_compile()
+            parts = []
+            for after, metrics, taken in loop.run(state, key, task.data, config.steps_per_epoch):
+                state = after
+                parts.append(seeds.rows(metrics, is_vmapped))
+                _require_finite(folders, parts[-1]["loss"], done)
+                done += taken
+                bar.update(taken)
+            seconds_train = time.perf_counter() - start - (seconds_compile() - compiled)
+            result = seeds.rows(test(state, task.data), is_vmapped)
+            seconds += time.perf_counter() - start - (seconds_compile() - compiled)
+            timing = {"seconds": round(seconds, 3), "seconds_train": round(seconds_train, 3)}
+            of_steps = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
+            for index, folder in enumerate(folders.values()):
+                line = _line(task, index, of_steps, result)
+                folder.log(done, {"epoch": epoch, **timing, **line})
+            for folder, one in zip(folders.values(), seeds.each(state, count) if is_vmapped else [state]):
+                folder.save(done, one)
+            bar.set_postfix_str(f"loss {of_steps['loss'].mean():.3f} test {line['test_accuracy']:.4f}")
+
+    timing = {"seconds_compile": seconds_compile() - compiled_before, "seeds_at_once": count}
+    if devices.is_primary():
+        for seed, folder in folders.items():
+            yield seed, _finish(task, folder, timing)
+
+
+def _require_finite(folders, losses, done):
+    """Stops at a loss that is not finite; `losses` are those of the steps after `done`, [seeds, steps]."""
+    for (seed, folder), row in zip(folders.items(), losses):
+        bad = np.flatnonzero(~np.isfinite(row))
+        if bad.size:
+            raise command_line.Interrupted(
+                f"the loss of seed {seed} is not finite at step {done + bad[0] + 1} ({row[bad[0]]}); "
+                f"the run so far is in {folder.path}"
+            )
+
+
+def _line(task, index, of_steps, result):
+    """Metrics of an epoch of one seed: training means over its steps, the test at its end."""
+    return {
+        "train_loss": np.mean(of_steps["loss"][index], dtype=np.float64),
+        "train_accuracy": np.mean(of_steps["accuracy"][index], dtype=np.float64),
+        "test_loss": result["loss"][index],
+        "test_accuracy": int(result["num_right"][index]) / len(task.data.test_labels),
+        "learning_rate": of_steps["learning_rate"][index, -1],
+    }
+
+
+def _finish(task, folder, timing):
+    """Writes the summary and the figure of a finished training; returns the summary."""
+    lines = run_folder.read_metrics(folder.path)
+    accuracy = [line["test_accuracy"] for line in lines]
+    best = accuracy.index(max(accuracy))
+    images = task.config.steps_per_epoch * task.batch_size * task.config.batch_augmentation * len(lines)
+    summary = {
+        "recipe": task.recipe,
+        "num_parameters": num_parameters(task.model),
+        "op_mass": policies.op_mass(task.config.policy),
+        "train_loss": lines[-1]["train_loss"],
+        "last": _result(lines[-1]),
+        "best": {**_result(lines[best]), "chosen_by": "test accuracy"},
+        "seconds_run": lines[-1]["seconds"],
+        "images_per_second": images * timing["seeds_at_once"] / sum(line["seconds_train"] for line in lines),
+        **timing,
+    }
+    folder.write_summary(summary)
+    train_plot.draw(folder.path)
+    return summary
+
+
+def _result(line):
+    return {
+        "epoch": line["epoch"],
+        "test_accuracy": line["test_accuracy"],
+        "test_error": 1.0 - line["test_accuracy"],
+        "test_loss": line["test_loss"],
+    }

@@ -1,0 +1,72 @@
+"""What the update rules of the released DADA code make of pure noise.
+
+`simulate` runs the policy update of the official preset, `dada_official.policy_gradient` and Adam, on a loss
+whose derivative along the validation gradient is drawn from a normal distribution, independent of the policy.
+Nothing can be learned from it: what the policy looks like in the end is the random walk of the rules. Adam
+divides out the scale of the noise.
+
+Copy with it: `dada_official`, `dada_search` and what they import.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dada import ops, policies
+from dada.searches.dada import config as dada_config
+from dada.searches.dada import search as dada_search
+from dada.searches.dada import space as policy_space
+from dada.searches.dada_official import official as dada_official
+
+_CONFIG = dada_config.Config(
+    apply=lambda *_: None, space=ops.search_space("dada"), **dada_official.SETTINGS
+)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _walk(key, num_steps):
+    """Raw parameters after `num_steps` updates."""
+    optimizer = optax.adam(_CONFIG.policy_learning_rate, b1=0.5, b2=0.999)
+    start = dada_official.init_policy(policy_space.init("pairs", len(_CONFIG.space.rows)))
+
+    def loss(params, inputs):
+        constant, slope = params  # so that loss and its derivative by the images are noise of their own
+        return constant + slope * jnp.sum(inputs)
+
+    def step(carry, key):
+        parameters, optimizer_state = carry
+        draw_key, noise_key = jax.random.split(key)
+        noise = tuple(jax.random.normal(noise_key, (2,)))
+        gradient, _ = dada_official.policy_gradient(
+            "reinforce",  # RELAX's control variate cancels in the released code
+            loss,
+            lambda function: jax.jvp(function, ((0.0, 0.0),), (noise,))[1],
+            parameters,
+            (),
+            policy_space.draw(draw_key, dada_official.as_logits(parameters)),
+            draw_key,
+            jnp.float32(0.5),
+            jnp.zeros(1),
+        )
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state)
+        return (optax.apply_updates(parameters, updates), optimizer_state), None
+
+    (parameters, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, num_steps))
+    return parameters
+
+
+def simulate(key: jax.Array, num_steps: int) -> policies.Policy:
+    """The policy that an official search of `num_steps` updates publishes if its losses are noise.
+
+    Args:
+      key: typed random key, consumed.
+      num_steps: updates before the policy is read (19 of 20 epochs in the released code).
+
+    Returns:
+      A Policy of kind sub_policies: 25 pairs of the space "dada".
+    """
+    parameters = _walk(key, num_steps)
+    state = dada_search.SearchState(key, None, parameters, None, None, epoch_policy=parameters)
+    return dada_search.extract_policy(_CONFIG, state, source="pure noise under the official update rules")

@@ -1,0 +1,118 @@
+"""The cells of a table: mean and spread over seeds, difference from the paper, test against random policies.
+
+Contract: pure functions of a definition and its runs. Errors are in percent of the test images. n runs of a
+cell have seeds of their own; the standard deviation is that of a sample (n - 1).
+"""
+
+import statistics
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.summaries import table_definition, table_runs
+
+
+class Sample(NamedTuple):
+    """Mean and standard deviation (None below two runs) of n numbers."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+
+class Cell(NamedTuple):
+    """A cell of the table; what is missing is None."""
+
+    row: table_definition.Row
+    column: table_definition.Column
+    runs: list[table_runs.Run]
+    last: Sample | None  # test error of the last epoch, %
+    best: Sample | None  # of the epoch with the least test error, %
+    p_value: float | None  # against the runs of the random policies
+    paper: float | None
+    paper_spread: float | None
+    difference: float | None  # from the paper's value, of the epoch that the paper means
+    search_hours: float | None  # mean of a run's search; 0 without one
+    train_hours: float | None
+    paper_hours: float | None  # of the paper's search
+    hardware: str
+
+
+def sample(values: list[float]) -> Sample | None:
+    """Summary of some numbers; None of none."""
+    if not values:
+        return None
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Sample(statistics.fmean(values), deviation, len(values))
+
+
+def welch_p_value(first: list[float], second: list[float]) -> float | None:
+    """Two-sided p-value of Welch's test of equal means.
+
+        t = (m1 - m2) / sqrt(e1 + e2),  e = s^2 / n,  df = (e1 + e2)^2 / (e1^2 / (n1 - 1) + e2^2 / (n2 - 1))
+        p = I_x(df / 2, 1 / 2),  x = df / (df + t^2),  I the regularised incomplete beta function
+
+    Returns:
+      p, or None where it is not defined: fewer than two numbers on a side, or no spread at all.
+
+    Reference: Welch, Biometrika 34, 1947.
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    e1, e2 = (statistics.variance(values) / len(values) for values in (first, second))
+    if e1 + e2 == 0.0:
+        return None
+    t_squared = (statistics.fmean(first) - statistics.fmean(second)) ** 2 / (e1 + e2)
+    df = (e1 + e2) ** 2 / (e1**2 / (len(first) - 1) + e2**2 / (len(second) - 1))
+    with jax.enable_x64(True):
+        x = jnp.float64(df / (df + t_squared))
+        return float(jax.scipy.special.betainc(jnp.float64(0.5 * df), jnp.float64(0.5), x))
+
+
+def cells(definition: table_definition.Definition, runs: list[table_runs.Run]) -> dict[tuple[str, str], Cell]:
+    """All cells of a table by keys of column and row; cells that do not exist are left out."""
+    return {
+        (column.key, row.key): _cell(definition, column, row, runs)
+        for column in definition.columns
+        for row in definition.rows
+        if (column.key, row.key) in definition.recipes
+    }
+
+
+def random_policies(column: list[Cell]) -> Sample | None:
+    """Test error of the last epoch of all runs with random policies among the cells of a column."""
+    return sample([error for cell in column if cell.row.role == "random" for error in _errors(cell.runs)])
+
+
+def _errors(runs, epoch="last"):
+    return [100.0 * getattr(run, epoch)["test_error"] for run in runs]
+
+
+def _cell(definition, column, row, runs):
+    of_column = [run for run in runs if run.column == column.key]
+    own = [run for run in of_column if run.row == row.key]
+    random_rows = {other.key for other in definition.rows if other.role == "random"}
+    # A random policy is compared with the other random policies.
+    random_runs = [run for run in of_column if run.row in random_rows - {row.key}]
+    paper, paper_spread = table_definition.lookup(definition.errors, column.paper, row.paper)
+    paper_hours, _ = table_definition.lookup(definition.hours, table_definition.hours_row(column), row.paper)
+    last, best = sample(_errors(own)), sample(_errors(own, "best"))
+    ours = best if definition.errors and definition.errors.epoch == "best" else last
+    seconds = [run.search.seconds if run.search else 0.0 for run in own]
+    hardware = {run.hardware for run in own} | {run.search.hardware for run in own if run.search}
+    return Cell(
+        row=row,
+        column=column,
+        runs=own,
+        last=last,
+        best=best,
+        p_value=welch_p_value(_errors(own), _errors(random_runs)),
+        paper=paper,
+        paper_spread=paper_spread,
+        difference=ours.mean - paper if ours and paper is not None else None,
+        search_hours=statistics.fmean(seconds) / 3600 if own else None,
+        train_hours=statistics.fmean(run.seconds for run in own) / 3600 if own else None,
+        paper_hours=paper_hours,
+        hardware=", ".join(sorted(hardware)),
+    )

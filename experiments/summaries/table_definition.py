@@ -1,0 +1,221 @@
+"""What a table of trainings consists of, read from its definition: rows, columns, recipes, papers' values.
+
+A definition is TABLE/table.json:
+    title, about     text, and a list of sentences that are printed under it
+    errors, hours    names of files in `paper_tables`, or null: the papers' test errors and search costs
+    columns          each with key, name, train and search (command lines), paper (row of the paper's tables)
+    rows             each with key, name, role, train, search, paper (column of the paper's tables)
+
+The recipe of a cell is the command line of its column followed by that of its row. `train` and `search` of a
+row may be mappings from column keys, for a row that some columns do not have. A row with `search` trains with
+the policy that a search with these flags and the same seed found. `role` is "identity" or "random" for the
+rows that every table must have: without them no error says what a search is worth.
+
+Contract: reads files, writes nothing.
+"""
+
+import functools
+import json
+import os
+import pathlib
+from types import ModuleType
+from typing import NamedTuple
+
+from absl import flags
+from absl.testing import flagsaver  # puts the flags of this process back, whatever they were
+
+from experiments import search, train
+from experiments.runs import run_folder
+
+PAPER_TABLES = pathlib.Path(__file__).parent / "paper_tables"
+ROLES = ("identity", "random")
+FILE = "table.json"
+
+
+class PaperTable(NamedTuple):
+    """A table of a paper, from its JSON file; `rows` and `spreads` hold a number or None per column."""
+
+    source: str  # paper and table
+    status: str  # how the numbers were checked
+    quantity: str
+    columns: list[str]
+    rows: dict[str, list[float | None]]
+    spreads: dict[str, list[float | None]] = {}  # noqa: RUF012 (never changed)
+    spread_kind: str = ""
+    epoch: str = "last"  # which epoch the errors are of: "last" or "best"
+    hardware: list[str] = []  # noqa: RUF012
+    notes: list[str] = []  # noqa: RUF012
+
+
+class Column(NamedTuple):
+    """A network, a data set and a budget."""
+
+    key: str
+    name: str
+    train: list[str]
+    search: list[str] = []  # noqa: RUF012
+    paper: str | None = None
+
+
+class Row(NamedTuple):
+    """A policy."""
+
+    key: str
+    name: str
+    role: str | None = None
+    train: list[str] | dict[str, list[str]] = []  # noqa: RUF012
+    search: list[str] | dict[str, list[str]] | None = None
+    paper: str | None = None
+
+
+class Recipe(NamedTuple):
+    """A cell: command lines without seed and folder, and the flags that they mean, as text."""
+
+    train: list[str]
+    search: list[str] | None
+    train_flags: dict[str, str]
+    search_flags: dict[str, str] | None
+
+
+class Definition(NamedTuple):
+    """A whole table."""
+
+    path: pathlib.Path
+    title: str
+    about: list[str]
+    columns: list[Column]
+    rows: list[Row]
+    errors: PaperTable | None
+    hours: PaperTable | None
+    recipes: dict[tuple[str, str], Recipe]  # by keys of column and row, without cells that do not exist
+
+
+def load(folder: str | os.PathLike) -> Definition:
+    """Reads and checks TABLE/table.json.
+
+    Raises:
+      FileNotFoundError: no such file. ValueError: names the file and what is wrong in it.
+    """
+    path = pathlib.Path(folder) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected the definition of a table")
+    try:
+        text = json.loads(path.read_text())
+        columns = [Column(**column) for column in text["columns"]]
+        rows = [Row(**row) for row in text["rows"]]
+        errors, hours = (text[name] and paper_table(text[name]) for name in ("errors", "hours"))
+        _check(columns, rows, errors)
+        cells = {(column.key, row.key): _recipe(column, row) for column in columns for row in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    recipes = {cell: recipe for cell, recipe in cells.items() if recipe}
+    return Definition(path.parent, text["title"], text["about"], columns, rows, errors, hours, recipes)
+
+
+def _check(columns, rows, errors):
+    for entries in (columns, rows):
+        keys = [entry.key for entry in entries]
+        if not keys or len(set(keys)) < len(keys) or not all(key.isidentifier() for key in keys):
+            raise ValueError(f"keys: got {', '.join(keys)}, expected one or more different identifiers")
+    roles = [row.role for row in rows]
+    if unknown := set(roles) - {None, *ROLES}:
+        raise ValueError(f"role: got {', '.join(map(repr, unknown))}, expected one of {', '.join(ROLES)}")
+    for role in ROLES:
+        if role not in roles:
+            raise ValueError(f"rows: none has the role {role!r}, expected one or more")
+    for row in rows:
+        if errors and row.paper and row.paper not in errors.columns:
+            raise ValueError(f"row {row.key}: {row.paper!r} is not one of {', '.join(errors.columns)}")
+
+
+def paper_table(name: str) -> PaperTable:
+    """Reads a table of a paper from `paper_tables`.
+
+    Raises:
+      ValueError: no such table, or one that is not complete.
+    """
+    known = sorted(file.stem for file in PAPER_TABLES.glob("*.json"))
+    if name not in known:
+        raise ValueError(f"paper table {name!r}: expected one of {', '.join(known)}")
+    try:
+        table = PaperTable(**json.loads((PAPER_TABLES / f"{name}.json").read_text()))
+    except TypeError as error:
+        raise ValueError(f"paper table {name}: {error}") from error
+    for key, values in [*table.rows.items(), *table.spreads.items(), ("hardware", table.hardware)]:
+        if values and len(values) != len(table.columns):
+            raise ValueError(f"paper table {name}, {key}: got {len(values)} values for its columns")
+    return table
+
+
+def lookup(
+    table: PaperTable | None, row: str | None, column: str | None
+) -> tuple[float | None, float | None]:
+    """Value and spread of a cell of a paper's table; None where it has none."""
+    if table is None or row not in table.rows or column not in table.columns:
+        return None, None
+    index = table.columns.index(column)
+    spreads = table.spreads.get(row)
+    return table.rows[row][index], spreads[index] if spreads else None
+
+
+def hours_row(column: Column) -> str | None:
+    """The row of the table of search costs: the data set without the network."""
+    return column.paper and column.paper.split("/")[0]
+
+
+def _recipe(column, row):
+    """The recipe of a cell, or None if the row does not have this column."""
+    own = [line.get(column.key) if isinstance(line, dict) else line for line in (row.train, row.search)]
+    if own[0] is None or (own[1] is None and row.search is not None):
+        return None
+    train_line = [*column.train, *own[0]]
+    train_flags = _resolve(train, train_line)
+    if row.search is None:
+        return Recipe(train_line, None, train_flags, None)
+    search_line = [*column.search, *own[1]]
+    # The policy is that of the search, whatever its path.
+    del train_flags["policy"]
+    return Recipe(train_line, search_line, train_flags, _resolve(search, search_line))
+
+
+def refuse_other_flags(main_module: str) -> None:
+    """Raises ValueError if a flag of a search or a training was given to a binary that reads recipes."""
+    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(main_module)}
+    for binary in (train, search):
+        for flag in flags.FLAGS.get_key_flags_for_module(binary.__name__):
+            if flag.present and flag.name not in own:
+                raise ValueError(f"--{flag.name}: recipes stand in the {FILE} of a table, not here")
+
+
+def _resolve(binary: ModuleType, arguments: list[str]) -> dict[str, str]:
+    with flagsaver.flagsaver():
+        for flag in flags.FLAGS.get_key_flags_for_module(binary.__name__):
+            flag.unparse()  # back to its default
+        try:
+            rest = flags.FLAGS([binary.__name__, *arguments])[1:]
+        except (flags.Error, OSError) as error:
+            raise ValueError(f"{' '.join(arguments)}: {error}") from error
+        if rest:
+            raise ValueError(f"{' '.join(arguments)}: unexpected {rest[0]!r}")
+        return what_was_run(run_folder.flag_texts(binary.resolve_flags()))
+
+
+def what_was_run(flag_texts: dict[str, str]) -> dict[str, str]:
+    """The flags of a run without those that say only where, with which seed and how often."""
+    return {name: text for name, text in flag_texts.items() if name not in train.NOT_RECIPE}
+
+
+def is_same(wanted: dict[str, str], found: dict[str, str], binary: ModuleType) -> bool:
+    """Whether a run had the wanted flags; a flag that its binary did not have yet has its default."""
+    missing = wanted.keys() - found.keys()
+    if (
+        any(wanted[name] != found[name] for name in wanted.keys() & found.keys())
+        or found.keys() - wanted.keys()
+    ):
+        return False
+    return all(wanted[name] == _defaults(binary).get(name) for name in missing)
+
+
+@functools.cache
+def _defaults(binary):
+    return _resolve(binary, [])

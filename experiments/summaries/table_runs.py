@@ -1,0 +1,181 @@
+"""Run summaries: what is kept of a training, one line of JSON each, without weights.
+
+TABLE/runs.jsonl holds the runs of a table and TABLE/policies/ the policies that its searches found; from
+these and the definition the table is drawn again at any time. `collect` makes both from run folders.
+
+Contract: reads run folders; writes only in the folder of the table.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import NamedTuple
+
+from experiments import search, train
+from experiments.runs import run_folder
+from experiments.summaries import table_definition
+
+FILE = "runs.jsonl"
+
+
+class Search(NamedTuple):
+    """The search whose policy a run was trained with."""
+
+    seed: int
+    flags: dict[str, str]
+    seconds: float
+    hardware: str
+    policy: str  # file in the folder of the table
+
+
+class Run(NamedTuple):
+    """A finished training; errors are shares of the test images."""
+
+    column: str
+    row: str
+    seed: int
+    flags: dict[str, str]
+    last: dict[str, float]  # epoch, test_error
+    best: dict[str, float]
+    seconds: float  # of one seed, without compiling
+    hardware: str
+    jax: str
+    commit: str | None
+    search: Search | None = None
+
+
+def read(definition: table_definition.Definition) -> list[Run]:
+    """The runs of a table; none if nothing was collected yet.
+
+    Raises:
+      ValueError: a line is not a run, or not one of a cell of this table.
+    """
+    path = definition.path / FILE
+    runs = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        try:
+            run = Run(**json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        run = run._replace(search=run.search and Search(**run.search))
+        if _cell(definition, run.flags, run.search and run.search.flags) != (run.column, run.row):
+            raise ValueError(
+                f"{path}, line {number}: its flags are not the recipe of row {run.row}, column {run.column}"
+            )
+        runs.append(run)
+    return runs
+
+
+def collect(
+    definition: table_definition.Definition, folder: str | os.PathLike
+) -> tuple[list[Run], list[str]]:
+    """Adds the finished trainings below a folder to the runs of a table; a cell's seed is replaced.
+
+    Args:
+      definition: the table.
+      folder: anything that holds run folders, of trainings and of the searches before them.
+
+    Returns:
+      (all runs of the table, paths of finished trainings that are in no cell of it).
+
+    Raises:
+      FileNotFoundError: no such folder.
+      ValueError: a run folder does not hold what a training writes.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder, expected one with run folders")
+    runs = {(run.column, run.row, run.seed): run for run in read(definition)}
+    unused = []
+    for path in sorted(file.parent for file in folder.rglob("summary.json")):
+        if "recipe" not in run_folder.read_summary(path):
+            continue  # a search
+        run = _read_run(definition, path)
+        if run is None:
+            unused.append(str(path))
+        else:
+            runs[run.column, run.row, run.seed] = run
+    places = [[entry.key for entry in entries] for entries in (definition.columns, definition.rows)]
+    ordered = sorted(runs, key=lambda key: (places[0].index(key[0]), places[1].index(key[1]), key[2]))
+    text = "".join(_to_line(runs[key]) for key in ordered)
+    (definition.path / FILE).write_text(text)
+    return [runs[key] for key in ordered], unused
+
+
+def _to_line(run):
+    fields = run._asdict() | {"search": run.search and run.search._asdict()}
+    return json.dumps(fields, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _read_run(definition, path):
+    """The run of a finished training, or None if no cell has its recipe; copies a policy that was found."""
+    found, summary = run_folder.read_flags(path), run_folder.read_summary(path)
+    flags, search_flags, search_path = table_definition.what_was_run(found), None, None
+    cell = _cell(definition, flags, None)  # a policy that its recipe names
+    if cell is None and (search_path := _search_folder(path, found)):
+        del flags["policy"]
+        search_flags = table_definition.what_was_run(run_folder.read_flags(search_path))
+        cell = _cell(definition, flags, search_flags)
+    if cell is None:
+        return None
+    seed = int(found["seed"])
+    environment = json.loads((path / "environment.json").read_text())
+    return Run(
+        *cell,
+        seed=seed,
+        flags=flags,
+        **{name: {key: summary[name][key] for key in ("epoch", "test_error")} for name in ("last", "best")},
+        **_cost(path, summary),
+        jax=environment["jax"],
+        commit=environment["git_commit"],
+        search=search_path and _read_search(definition, search_path, search_flags, path, cell, seed),
+    )
+
+
+def _read_search(definition, search_path, flags, path, cell, seed):
+    policies = definition.path / "policies"
+    policies.mkdir(exist_ok=True)
+    copy = policies / f"{'_'.join(cell)}_seed_{seed}.json"
+    # The training's own copy: what it was trained with, whatever became of the search since.
+    shutil.copyfile(path / "policy.json", copy)
+    return Search(
+        seed=int(run_folder.read_flags(search_path)["seed"]),
+        flags=flags,
+        **_cost(search_path, run_folder.read_summary(search_path)),
+        policy=str(copy.relative_to(definition.path)),
+    )
+
+
+def _cost(path, summary):
+    """Seconds of one seed, and on what."""
+    environment = json.loads((path / "environment.json").read_text())
+    if environment["platform"] == "cpu":
+        hardware = f"{environment['cpu_count']} CPU cores"
+    else:
+        hardware = environment["device_kind"]
+    return {"seconds": round(summary["seconds_run"] / summary["seeds_at_once"], 1), "hardware": hardware}
+
+
+def _search_folder(path, found):
+    """The folder of the search that found the policy of a training, or None: it has a name, or is a file."""
+    policy = pathlib.Path(found["policy"])
+    if policy.suffix != ".json":
+        return None
+    # Run folders that were moved together still lie the same way from each other.
+    moved = path / os.path.relpath(policy.parent, found["run_dir"])
+    for folder in (policy.parent, moved):
+        if (folder / "flags.txt").is_file() and (folder / "summary.json").is_file():
+            return folder
+    return None
+
+
+def _cell(definition, flags, search_flags):
+    """Keys of the column and row with this recipe, or None."""
+    for cell, recipe in definition.recipes.items():
+        if (recipe.search_flags is None) == (search_flags is None) and (
+            table_definition.is_same(recipe.train_flags, flags, train)
+            and (search_flags is None or table_definition.is_same(recipe.search_flags, search_flags, search))
+        ):
+            return cell
+    return None
