@@ -6,6 +6,7 @@
 # ./run.sh verify         prints the evidence that the parts do what they say (two minutes)
 # ./run.sh benchmark      what it costs, beside Pillow, vmap(lax.switch) and plain training steps
 # ./run.sh test           the tests
+# ./run.sh lint           ruff: rules and layout
 # The first call makes .venv and installs requirements.txt; PYTHON=python3.12 ./run.sh picks the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -37,5 +38,8 @@ case "$verb" in
     wait "$other" || status=$?
     cat "$log"
     exit "$status" ;;
-  *) echo "error: got '$verb', expected quick, search, train, plot, verify, benchmark, tables, table_run, noise_table or test" >&2; exit 2 ;;
+  lint)
+    .venv/bin/ruff check .
+    exec .venv/bin/ruff format --check . ;;
+  *) echo "error: got '$verb', expected quick, search, train, plot, verify, benchmark, tables, table_run, noise_table, test or lint" >&2; exit 2 ;;
 esac

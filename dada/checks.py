@@ -33,9 +33,3 @@ def check_no_random_ops(names: Sequence[str]) -> None:
     """Raises ValueError if a space has ops that are drawn at random, which have no level to learn."""
     if names:
         raise ValueError(f"space: got the random ops {', '.join(names)}, which only DeepAA searches")
-
-
-def check_temperature(temperature: tuple[float, float]) -> None:
-    """Raises ValueError unless both temperatures are above 0."""
-    if min(temperature) <= 0:
-        raise ValueError(f"temperature: got {temperature}, expected two numbers above 0")

@@ -3,7 +3,8 @@
     python -m experiments.benchmark --run_dir=runs/benchmark
     python -m experiments.benchmark --only=planted --planted_ops=Invert,Rotate90
 
-Writes RUN_DIR/benchmark.json, benchmark.md and benchmark.png after every part, and prints the tables:
+Writes RUN_DIR/benchmark.json, benchmark.md and, of the first two, benchmark.png after every part, and prints
+the tables:
 
     augment   images per second of a policy, against Pillow and vmap(lax.switch)
     steps     a step of DADA, DDAS and DeepAA in plain training steps; memory and compilation
@@ -39,70 +40,69 @@ from experiments.measure import (
     benchmark_train,
 )
 from experiments.measure.benchmark_report import MODELS
-from experiments.methods import dada_method, ddas_method
-from experiments.runs import command_line, compilation_cache, compiled_loop, run_flags, run_folder, train_run
-
-FLAGS = flags.FLAGS
-flags.declare_key_flag("run_dir")
-flags.declare_key_flag("seed")
-flags.declare_key_flag("batch_size")
+from experiments.runs import command_line, compilation_cache, compiled_loop, run_folder, train_run
 
 PARTS = ("planted", "augment", "steps", "train", "limits")
 _DEFAULT_PARTS = PARTS[1:]
 _CPU_MODELS = ("wrn_10_1", "wrn_40_2")
 _CPU_BATCH_SIZES = {"wrn_10_1": 128}  # of other networks 32: a step of 128 images takes half a minute
 
-flags.DEFINE_list("only", list(_DEFAULT_PARTS), f"Parts that are run, some of {', '.join(PARTS)}.")
-flags.DEFINE_list("models", [], f"Networks. Default: {', '.join(MODELS)}; on a CPU {', '.join(_CPU_MODELS)}.")
-flags.DEFINE_integer(
-    "augment_batch_size", 512, "Images of 32 x 32 that are augmented at once.", lower_bound=1
-)
-flags.DEFINE_list("planted_ops", ["Invert"], "Ops that are planted, one after the other.")
+
+def define(values: flags.FlagValues) -> None:
+    add = command_line.definers(values)
+    add.string("run_dir", None, "Folder for everything that is written; new or empty.")
+    add.integer("seed", 0, "Seed of everything random.", lower_bound=0)
+    add.list("only", list(_DEFAULT_PARTS), f"Parts that are run, some of {', '.join(PARTS)}.")
+    add.list("models", [], f"Networks. Default: {', '.join(MODELS)}; on a CPU {', '.join(_CPU_MODELS)}.")
+    add.integer(
+        "batch_size",
+        None,
+        "Images in a step. Default: 128; on a CPU 32 for all networks but wrn_10_1.",
+        lower_bound=2,
+    )
+    add.integer("augment_batch_size", 512, "Images of 32 x 32 that are augmented at once.", lower_bound=1)
+    add.list("planted_ops", ["Invert"], "Ops that are planted, one after the other.")
 
 
-def _check_flags() -> None:
-    own = {flag.name for flag in FLAGS.get_key_flags_for_module(__name__)}
-    for module in (run_flags, dada_method, ddas_method):
-        for flag in FLAGS.get_key_flags_for_module(module.__name__):
-            if flag.present and flag.name not in own:
-                raise ValueError(f"--{flag.name}: the benchmark has its own settings")
-    if not FLAGS.only or not set(FLAGS.only) <= set(PARTS):
-        raise ValueError(f"--only: got {','.join(FLAGS.only)!r}, expected some of {', '.join(PARTS)}")
-    for name in FLAGS.models:
+def _check(values: flags.FlagValues) -> None:
+    if not values.only or not set(values.only) <= set(PARTS):
+        raise ValueError(f"--only: got {','.join(values.only)!r}, expected some of {', '.join(PARTS)}")
+    for name in values.models:
         try:
             train_run.num_parameters(models.by_name(name, 10, 32))
         except ValueError as error:
             raise ValueError(f"--models: {error}") from error
-    benchmark_planted.check(FLAGS.planted_ops)
+    benchmark_planted.check(values.planted_ops)
 
 
-def _batch_sizes() -> dict[str, int]:
+def _batch_sizes(values: flags.FlagValues) -> dict[str, int]:
     """The networks, and the batch size of the searches and trainings of each."""
-    names = FLAGS.models or (MODELS if compiled_loop.scans() else _CPU_MODELS)
-    if FLAGS["batch_size"].using_default_value and not compiled_loop.scans():
-        return {name: _CPU_BATCH_SIZES.get(name, 32) for name in names}
-    return dict.fromkeys(names, FLAGS.batch_size)
+    names = values.models or (MODELS if compiled_loop.scans() else _CPU_MODELS)
+    default = {name: 128 if compiled_loop.scans() else _CPU_BATCH_SIZES.get(name, 32) for name in names}
+    return {name: values.batch_size or default[name] for name in names}
 
 
-def _run(part: str, results: dict[str, Any], dataset: datasets.Dataset) -> dict[str, Any] | str:
+def _run(
+    part: str, values: flags.FlagValues, results: dict[str, Any], dataset: datasets.Dataset
+) -> dict[str, Any] | str:
     """Runs a part on the device of this process, which `planted` must not have started yet."""
-    images = dataset.train_images
+    images, sizes = dataset.train_images, _batch_sizes(values)
     if part == "augment":
-        return benchmark_augment.run(images, FLAGS.augment_batch_size, FLAGS.seed)
+        return benchmark_augment.run(images, values.augment_batch_size, values.seed)
     if part == "steps":
-        return benchmark_steps.run(_batch_sizes(), dataset, FLAGS.seed)
+        return benchmark_steps.run(sizes, dataset, values.seed)
     if part == "train":
-        return benchmark_train.run(_batch_sizes(), images, FLAGS.seed)
+        return benchmark_train.run(sizes, images, values.seed)
     device = jax.devices()[0]
     if device.platform != "gpu":
         return f"{benchmark_report.NOT_RUN}: no GPU"
-    sizes = {name: size for name, size in _batch_sizes().items() if name in benchmark_train.WORK}
-    trained = results.get("train") or benchmark_train.run(sizes, images, FLAGS.seed)
+    sizes = {name: size for name, size in sizes.items() if name in benchmark_train.WORK}
+    trained = results.get("train") or benchmark_train.run(sizes, images, values.seed)
     return benchmark_train.limits(trained, device.device_kind)
 
 
 def _write(folder: pathlib.Path, results: dict[str, Any]) -> str:
-    """Writes the three files; returns the Markdown."""
+    """Writes the files; returns the Markdown."""
     text = benchmark_report.markdown(results)
     (folder / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n")
     (folder / "benchmark.md").write_text(text)
@@ -126,29 +126,28 @@ def _compiled_programs():
                 jax.config.update(name, value)
 
 
-def _open_folder() -> pathlib.Path:
-    path = pathlib.Path(FLAGS.run_dir or f"runs/benchmark_{time.strftime('%Y%m%d_%H%M%S')}")
+def _open_folder(run_dir: str | None) -> pathlib.Path:
+    path = pathlib.Path(run_dir or f"runs/benchmark_{time.strftime('%Y%m%d_%H%M%S')}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} is not an empty folder: choose another")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def main(arguments: list[str]) -> None:
-    if arguments:
-        raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
-    _check_flags()
-    folder = _open_folder()
+def main(values: flags.FlagValues, arguments: list[str]) -> None:
+    command_line.require_no_arguments(arguments)
+    _check(values)
+    folder = _open_folder(values.run_dir)
     planted = {}
-    if "planted" in FLAGS.only:  # before this process takes the device
-        planted["planted"] = benchmark_planted.run(FLAGS.planted_ops, folder / "planted", FLAGS.seed)
+    if "planted" in values.only:  # before this process takes the device
+        planted["planted"] = benchmark_planted.run(values.planted_ops, folder / "planted", values.seed)
     results = {
         "environment": {**run_folder.environment(), "pillow": PIL.__version__},
         "settings": {
-            "only": [part for part in PARTS if part in FLAGS.only],
-            "batch_size": _batch_sizes(),
-            "augment_batch_size": FLAGS.augment_batch_size,
-            "seed": FLAGS.seed,
+            "only": [part for part in PARTS if part in values.only],
+            "batch_size": _batch_sizes(values),
+            "augment_batch_size": values.augment_batch_size,
+            "seed": values.seed,
         },
         **planted,
     }
@@ -156,12 +155,12 @@ def main(arguments: list[str]) -> None:
     dataset = datasets.load("embedded")
     with _compiled_programs():
         for part in _DEFAULT_PARTS:
-            if part in FLAGS.only:
-                results[part] = _run(part, results, dataset)
+            if part in values.only:
+                results[part] = _run(part, values, results, dataset)
                 text = _write(folder, results)
     print(text)
-    print(f"results  {folder / 'benchmark.json'}, benchmark.md, benchmark.png")
+    print(f"results  {', '.join(str(file) for file in sorted(folder.glob('benchmark.*')))}")
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(define, main)

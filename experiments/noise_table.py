@@ -15,17 +15,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from dada.policies import policy
-from dada.policies import summary as policy_table
+from dada import policies
 from experiments.figures import figure_style
 from experiments.runs import command_line
 from experiments.summaries import noise_simulation, table_cells
-
-FLAGS = flags.FLAGS
-flags.DEFINE_integer("simulations", 12, "Simulated searches for each task.", lower_bound=2)
 
 _GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 COLUMNS = ("found here", "published", "pure noise")
@@ -56,15 +50,15 @@ class Task(NamedTuple):
     spreads: dict[str, list[Spread]]
 
 
-def spread(found: policy.Policy) -> Spread:
+def spread(policy: policies.Policy) -> Spread:
     """The numbers of a policy of kind sub_policies.
 
     Raises:
       ValueError: the policy is of another kind.
     """
-    if found.kind != "sub_policies":
-        raise ValueError(f"policy: got the kind {found.kind!r}, expected 'sub_policies'")
-    content, names = found.content, [row.name for row in policy.space(found).rows]
+    if policy.kind != "sub_policies":
+        raise ValueError(f"policy: got the kind {policy.kind!r}, expected 'sub_policies'")
+    content, names = policy.content, [row.name for row in policies.space(policy).rows]
     used = content.row >= 0
     is_geometric = used & np.isin(np.array(names)[content.row], _GEOMETRIC)
     strength = np.abs(2.0 * content.level[is_geometric] - 1.0)
@@ -72,7 +66,7 @@ def spread(found: policy.Policy) -> Spread:
         float(content.probability[used].std()),
         float(content.level[used].std()),
         float(strength.mean()) if strength.size else float("nan"),
-        sum(policy_table.op_mass(found).values()),
+        sum(policies.op_mass(policy).values()),
     )
 
 
@@ -90,12 +84,12 @@ def read_tasks(folder: pathlib.Path, simulations: int) -> list[Task]:
                 f"{path}: task {index} has {', '.join(line)}, expected name, steps, found, published"
             )
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), line["steps"]), simulations)
-        policies = (
-            [policy.load(file) for file in sorted(folder.glob(line["found"]))] if line["found"] else [],
-            [policy.load(line["published"])] if line["published"] else [],
+        columns = (
+            [policies.load(file) for file in sorted(folder.glob(line["found"]))] if line["found"] else [],
+            [policies.load(line["published"])] if line["published"] else [],
             [noise_simulation.simulate(key, line["steps"]) for key in keys],
         )
-        spreads = {name: [spread(one) for one in of_column] for name, of_column in zip(COLUMNS, policies)}
+        spreads = {name: [spread(one) for one in of_column] for name, of_column in zip(COLUMNS, columns)}
         tasks.append(Task(line["name"], line["steps"], spreads))
     return tasks
 
@@ -149,9 +143,7 @@ def draw(tasks: list[Task], path: pathlib.Path) -> pathlib.Path:
     """Draws the spreads of probabilities and levels; returns the path."""
     colors = dict(zip(COLUMNS, (figure_style.HIGHLIGHT, figure_style.INK, figure_style.TRAIN)))
     with figure_style.style():
-        layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)
-        figure = Figure(figsize=(figure_style.PAGE_WIDTH, 3.4), layout=layout)
-        figure.suptitle("What the original search learns", x=0.015, ha="left", fontsize=9.5, weight="bold")
+        figure = figure_style.titled("What the original search learns", 3.4)
         for axes, name in zip(figure.subplots(1, 2), ("probability", "level")):
             for column, shift, marker in zip(COLUMNS, (-0.2, 0.0, 0.2), "oDo"):
                 label = column
@@ -170,11 +162,16 @@ def draw(tasks: list[Task], path: pathlib.Path) -> pathlib.Path:
         return figure_style.save(path, figure)
 
 
-def main(arguments: list[str]) -> None:
+def define(values: flags.FlagValues) -> None:
+    add = command_line.definers(values)
+    add.integer("simulations", 12, "Simulated searches for each task.", lower_bound=2)
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise ValueError(f"got {len(arguments)} arguments, expected one: the folder of the table")
     folder = pathlib.Path(arguments[0])
-    tasks = read_tasks(folder, FLAGS.simulations)
+    tasks = read_tasks(folder, values.simulations)
     (folder / "table.md").write_text(markdown(tasks))
     (folder / "table.csv").write_text(to_csv(tasks))
     draw(tasks, folder / "table.png")
@@ -182,4 +179,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(define, main)

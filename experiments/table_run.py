@@ -16,7 +16,6 @@ between seeds, so only the searches and not their trainings can.
 import pathlib
 import subprocess
 import sys
-from types import ModuleType
 
 from absl import flags
 
@@ -24,29 +23,31 @@ from experiments import search, train
 from experiments.runs import command_line, run_folder
 from experiments.summaries import table_definition
 
-FLAGS = flags.FLAGS
-flags.declare_key_flag("run_dir")
-flags.declare_key_flag("data_dir")
-flags.declare_key_flag("seed")
-flags.declare_key_flag("num_seeds")
-flags.declare_key_flag("compilation_cache_dir")
-flags.DEFINE_string("column", None, "Key of the column of the table that is run.")
-flags.DEFINE_list("rows", [], "Keys of the rows that are run. Default: all.")
-flags.DEFINE_integer("seeds_at_once", 1, "Seeds of a row that one process gets.", lower_bound=1)
+
+def define(values: flags.FlagValues) -> None:
+    add = command_line.definers(values)
+    add.string("run_dir", None, "Folder for all runs of the table.")
+    add.string("column", None, "Key of the column of the table that is run.")
+    add.list("rows", [], "Keys of the rows that are run. Default: all.")
+    add.integer("seed", 0, "First seed.", lower_bound=0)
+    add.integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", lower_bound=1)
+    add.integer("seeds_at_once", 1, "Seeds of a row that one process gets.", lower_bound=1)
+    add.string("data_dir", None, "As of a search.")
+    add.string("compilation_cache_dir", None, "As of a search.")
 
 
-def _recipes(definition):
+def _recipes(definition, values):
     """The recipes of all rows that the column of the flags has."""
     columns = [column.key for column in definition.columns]
-    if FLAGS.column not in columns:
-        raise ValueError(f"--column: got {FLAGS.column!r}, expected one of {', '.join(columns)}")
-    found = {row: recipe for (column, row), recipe in definition.recipes.items() if column == FLAGS.column}
-    if unknown := set(FLAGS.rows) - set(found):
-        raise ValueError(f"--rows: got {', '.join(sorted(unknown))}, expected some of {', '.join(found)}")
-    return found
+    if values.column not in columns:
+        raise ValueError(f"--column: got {values.column!r}, expected one of {', '.join(columns)}")
+    recipes = {row: recipe for (key, row), recipe in definition.recipes.items() if key == values.column}
+    if unknown := set(values.rows) - set(recipes):
+        raise ValueError(f"--rows: got {', '.join(sorted(unknown))}, expected some of {', '.join(recipes)}")
+    return recipes
 
 
-def _is_finished(path: pathlib.Path, wanted: dict[str, str], binary: ModuleType) -> bool:
+def _is_finished(path: pathlib.Path, wanted: dict[str, str], defaults: dict[str, str]) -> bool:
     """Whether a run folder holds a finished run; one of other flags is an error.
 
     Raises:
@@ -54,34 +55,17 @@ def _is_finished(path: pathlib.Path, wanted: dict[str, str], binary: ModuleType)
     """
     if not (path / "flags.txt").is_file():
         return False
-    found = table_definition.what_was_run(run_folder.read_flags(path))
+    was_run = table_definition.what_was_run(run_folder.read_flags(path))
     if "policy" not in wanted:
-        found.pop("policy", None)
-    if not table_definition.is_same(wanted, found, binary):
+        was_run.pop("policy", None)
+    if not table_definition.is_same(wanted, was_run, defaults):
         raise ValueError(
             f"{path} holds a run with other flags than the table asks for: choose another --run_dir"
         )
     return (path / "summary.json").is_file()
 
 
-def _start(binary: ModuleType, arguments: list[str], root: pathlib.Path, seeds: list[int]) -> bool:
-    """Runs some seeds in one process, each in root/seed_N; returns whether they finished."""
-    folder = root / f"seed_{seeds[0]}" if len(seeds) == 1 else root
-    shared = [
-        f"--{name}={value}"
-        for name in ("data_dir", "compilation_cache_dir")
-        if (value := FLAGS[name].value) is not None
-    ]
-    line = [
-        *(sys.executable, "-m", binary.__name__, *arguments, *shared),
-        *(f"--run_dir={folder}", f"--seed={seeds[0]}", f"--num_seeds={len(seeds)}"),
-        *(["--resume"] if any(folder.glob("**/flags.txt")) else []),
-    ]
-    print(" ".join(line[1:]), flush=True)
-    return subprocess.run(line, stdout=subprocess.DEVNULL).returncode == 0
-
-
-def _runs(seeds: list[int], size: int) -> list[list[int]]:
+def _groups(seeds: list[int], size: int) -> list[list[int]]:
     """Ascending seeds in groups of neighbours, at most `size` in each."""
     groups = []
     for seed in seeds:
@@ -92,55 +76,79 @@ def _runs(seeds: list[int], size: int) -> list[list[int]]:
     return groups
 
 
-def _run_row(recipe, root, search_root, seeds):
-    """Searches and trains with some seeds; returns the folders of those that failed."""
-    failed = []
-    if recipe.search is not None:
-        missing = [
-            s for s in seeds if not _is_finished(search_root / f"seed_{s}", recipe.search_flags, search)
+class _Runner:
+    """Starts the processes of a table, and remembers the folders of those that failed."""
+
+    def __init__(self, values, defaults):
+        self.failed = []
+        self._values, self._defaults = values, defaults
+
+    def _start(self, command, arguments, root, seeds):
+        """Runs some seeds in one process, each in root/seed_N."""
+        folder = root / f"seed_{seeds[0]}" if len(seeds) == 1 else root
+        shared = {name: self._values[name].value for name in ("data_dir", "compilation_cache_dir")}
+        line = [
+            *(sys.executable, "-m", command.__name__, *arguments),
+            *(f"--{name}={value}" for name, value in shared.items() if value is not None),
+            *(f"--run_dir={folder}", f"--seed={seeds[0]}", f"--num_seeds={len(seeds)}"),
+            *(["--resume"] if any(folder.glob("**/flags.txt")) else []),
         ]
-        for group in _runs(missing, FLAGS.seeds_at_once):
-            if not _start(search, recipe.search, search_root, group):
-                failed += [search_root / f"seed_{seed}" for seed in group]
-        seeds = [seed for seed in seeds if search_root / f"seed_{seed}" not in failed]
-    missing = [seed for seed in seeds if not _is_finished(root / f"seed_{seed}", recipe.train_flags, train)]
-    for group in _runs(missing, 1 if recipe.search is not None else FLAGS.seeds_at_once):
-        policy = []
-        if recipe.search is not None:
-            policy = [f"--policy={search_root / f'seed_{group[0]}' / 'policy.json'}"]
-        if not _start(train, [*recipe.train, *policy], root, group):
-            failed += [root / f"seed_{seed}" for seed in group]
-    return failed
+        print(" ".join(line[1:]), flush=True)
+        if subprocess.run(line, stdout=subprocess.DEVNULL).returncode:
+            self.failed += [root / f"seed_{seed}" for seed in seeds]
+
+    def search(self, recipe, root, seeds):
+        """Searches with the seeds that are not finished yet."""
+        defaults = self._defaults["search"]
+        missing = [s for s in seeds if not _is_finished(root / f"seed_{s}", recipe.search_flags, defaults)]
+        for group in _groups(missing, self._values.seeds_at_once):
+            self._start(search, recipe.search, root, group)
+
+    def is_trained(self, recipe, root, seed):
+        """Whether the training of a seed is finished."""
+        return _is_finished(root / f"seed_{seed}", recipe.train_flags, self._defaults["train"])
+
+    def train(self, recipe, root, seeds, search_root):
+        """Trains with the seeds that are not finished yet and whose search did not fail."""
+        ready = [
+            seed for seed in seeds if search_root is None or search_root / f"seed_{seed}" not in self.failed
+        ]
+        missing = [seed for seed in ready if not self.is_trained(recipe, root, seed)]
+        for group in _groups(missing, 1 if search_root else self._values.seeds_at_once):
+            policy = [f"--policy={search_root / f'seed_{group[0]}' / 'policy.json'}"] if search_root else []
+            self._start(train, [*recipe.train, *policy], root, group)
 
 
-def main(arguments: list[str]) -> None:
+def main(values: flags.FlagValues, arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise ValueError(f"got {len(arguments)} arguments, expected one: the folder of the table")
-    table_definition.refuse_other_flags(__name__)
-    if FLAGS.run_dir is None:
+    if values.run_dir is None:
         raise ValueError("--run_dir: expected the folder for all runs of the table")
-    definition = table_definition.load(arguments[0])
-    recipes = _recipes(definition)
-    folder = pathlib.Path(FLAGS.run_dir) / FLAGS.column
-    # Rows that share a search share its folder.
-    first = {}
+    definition = table_definition.load(arguments[0], {"train": train.resolve, "search": search.resolve})
+    recipes = _recipes(definition, values)
+    folder = pathlib.Path(values.run_dir) / values.column
+    search_roots = {}  # rows that share a search share its folder
     for row, recipe in recipes.items():
         if recipe.search is not None:
-            first.setdefault(tuple(recipe.search), row)
-    chosen = {row: recipe for row, recipe in recipes.items() if not FLAGS.rows or row in FLAGS.rows}
-    seeds = list(range(FLAGS.seed, FLAGS.seed + FLAGS.num_seeds))
+            search_roots.setdefault(tuple(recipe.search), folder / row / "search")
+    chosen = {row: recipe for row, recipe in recipes.items() if not values.rows or row in values.rows}
+    seeds = list(range(values.seed, values.seed + values.num_seeds))
+    runner = _Runner(values, definition.defaults)
     for row, recipe in chosen.items():  # before anything is started: no folder holds other runs
         for seed in seeds:
-            _is_finished(folder / row / f"seed_{seed}", recipe.train_flags, train)
-    failed = []
-    for group in _runs(seeds, FLAGS.seeds_at_once):
+            runner.is_trained(recipe, folder / row, seed)
+    for group in _groups(seeds, values.seeds_at_once):
         for row, recipe in chosen.items():
-            searched = folder / first[tuple(recipe.search)] / "search" if recipe.search is not None else None
-            failed += _run_row(recipe, folder / row, searched, group)
-    if failed:
-        raise command_line.Interrupted(f"{len(failed)} runs failed: {', '.join(map(str, failed))}")
+            search_root = None if recipe.search is None else search_roots[tuple(recipe.search)]
+            if search_root:
+                runner.search(recipe, search_root, group)
+            runner.train(recipe, folder / row, group, search_root)
+    if runner.failed:
+        raise command_line.Interrupted(
+            f"{len(runner.failed)} runs failed: {', '.join(map(str, runner.failed))}"
+        )
     print(f"all runs are in {folder}")
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(define, main)

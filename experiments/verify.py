@@ -10,21 +10,17 @@ Four tables, each line with its verdict, in one to two minutes on two CPU cores:
 It reads the embedded images and writes nothing.
 """
 
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-import jax
-import numpy as np
 import PIL
 from absl import flags
 
 from experiments.data import datasets
 from experiments.measure import verify_estimators, verify_hypergradient, verify_ops
-from experiments.runs import command_line
+from experiments.runs import command_line, run_folder
 
 
 class Part(NamedTuple):
@@ -54,7 +50,7 @@ same whole number) for at least {verify_ops.ENOUGH} of {verify_ops.NUM_TARGETS} 
     Part(
         "Hypergradient",
         """\
-|found - expected| / |expected| in float64. The quadratic problem has a closed form; WRN-10-1 on images
+|gradient - expected| / |expected| in float64. The quadratic problem has a closed form; WRN-10-1 on images
 of 8 x 8 is compared with differences of its validation loss one step later, and of its gradients.""",
         verify_hypergradient.HypergradientLine,
         verify_hypergradient.hypergradient_lines,
@@ -97,11 +93,11 @@ def _row(names: list[str], cells: list[str]) -> str:
 
 def header() -> str:
     """The device and the versions that the numbers were made with."""
-    device = jax.devices()[0]
+    environment = {**run_folder.environment(), "Pillow": PIL.__version__}
+    names = ("python", "jax", "numpy", "Pillow")
     return (
-        f"device    {device.device_kind} ({jax.default_backend()}, {os.cpu_count()} CPU cores)\n"
-        f"versions  Python {platform.python_version()}, jax {jax.__version__}, numpy {np.__version__}, "
-        f"Pillow {PIL.__version__}"
+        "device    {device_kind} ({platform}, {cpu_count} CPU cores)\n".format(**environment)
+        + f"versions  {', '.join(f'{name} {environment[name]}' for name in names)}"
     )
 
 
@@ -120,15 +116,17 @@ def verify(seed: int, parts: tuple[Part, ...]) -> tuple[int, int]:
     return len(verdicts), verdicts.count(False)
 
 
-def main(arguments: list[str]) -> None:
-    if arguments:
-        raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
+def define(values: flags.FlagValues) -> None:
+    command_line.definers(values).integer("seed", 0, "Seed of everything random.", lower_bound=0)
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> None:
+    command_line.require_no_arguments(arguments)
     print(header())
-    count, failed = verify(flags.FLAGS.seed, PARTS)
+    count, failed = verify(values.seed, PARTS)
     print(f"\n{count - failed} of {count} lines ok" + (f", {failed} FAIL" if failed else ""))
     sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
-    command_line.run(main)
+    command_line.run(define, main)

@@ -102,9 +102,7 @@ def test_truncated_pickle(tmp_path, keep):
 @pytest.mark.parametrize("name", CIFAR_NAMES)
 @pytest.mark.parametrize("size", [0, 3072, 5000])
 def test_truncated_binary(tmp_path, name, size):
-    folder = dataset_writers.write_cifar(
-        tmp_path, name, "binary", dataset_writers.cifar_parts(name)
-    )
+    folder = dataset_writers.write_cifar(tmp_path, name, "binary", dataset_writers.cifar_parts(name))
     file = sorted(folder.iterdir())[0]
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(ValueError, match=f"{file.name}: has {size} bytes, expected a multiple"):

@@ -1,30 +1,16 @@
-"""Settings of the whole test run: eight CPU devices, quick compilation, absl flags without a command line.
-
-Binaries that run in this process use one of the devices unless a test asks for more.
-"""
+"""Settings of the whole test run: eight CPU devices, quick compilation, one folder of compiled programs."""
 
 import os
 
 # Must stand before the first import of jax: the device count is fixed when the backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
 import pytest
-from absl import flags
-
-from experiments.runs import run_flags
 
 # Where pixels are compared, the compiler must do all that it does to users.
-OPTIMIZED = ("color_ops_test", "spatial_ops_test", "augment_test", "op_table_test", "verify_ops_test")
-
-
-def pytest_configure(config):
-    del config
-    flags.FLAGS.mark_as_parsed()
-    run_flags.FLAGS.set_default("num_devices", 1)
+OPTIMIZED = ("color_test", "spatial_test", "augment_test", "ops_table_test", "verify_ops_test")
 
 
 @pytest.fixture(scope="session", autouse=True)

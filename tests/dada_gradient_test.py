@@ -9,16 +9,7 @@ import numpy as np
 import pytest
 import quick_jit
 from bright_squares import batch
-from dada_problem import (
-    SPACE,
-    apply,
-    config,
-    drawn,
-    jitted_gradients,
-    spread,
-    start,
-    unrolled_loss,
-)
+from dada_problem import SPACE, apply, config, drawn, jitted_gradients, spread, start, unrolled_loss
 
 from dada import augment, ops
 from dada.gradients import bilevel
@@ -27,8 +18,8 @@ from dada.searches.dada import space as policy_space
 from dada.training import sgd
 
 
-@pytest.mark.parametrize("clip_norm", [5.0, 0.05])
-@pytest.mark.parametrize("orthogonal", [True, False])
+# A clip that does not act and one that does; each way to the validation gradient.
+@pytest.mark.parametrize(("clip_norm", "orthogonal"), [(5.0, False), (0.05, True)])
 def test_unrolled_weights_are_the_next_iterate_and_levels_get_the_exact_gradient(clip_norm, orthogonal):
     settings = config(estimator="reinforce", clip_norm=clip_norm, orthogonal_to_clean=orthogonal)
     state, train, valid = spread(start(settings), settings), batch(0), batch(1)
@@ -140,68 +131,17 @@ def exact_choice_gradient():
 def test_choices_get_the_gradient_of_the_expected_cost(estimator):
     """Mean over many keys of the estimate against the exact gradient."""
     settings, state = choices(estimator)
-    keys = jax.random.split(jax.random.key(9), 3000)
-    many = quick_jit.jit(
-        lambda keys: jax.lax.map(
-            lambda key: dada_search.gradients(
-                settings, state._replace(key=key), batch(0), batch(1)
-            )[0][0][:2],
-            keys,
-            batch_size=100,
-        )
-    )(keys)
+    keys = jax.random.split(jax.random.key(9), 1000)
+
+    def estimate(key):
+        return dada_search.gradients(settings, state._replace(key=key), batch(0), batch(1))[0][0][:2]
+
+    many = quick_jit.jit(lambda keys: jax.lax.map(estimate, keys))(keys)
     for estimates, expected in zip(many, exact_choice_gradient()[:2]):
         estimates = np.asarray(estimates)
         error = estimates.std(0) / np.sqrt(len(keys))
         assert np.all(np.abs(estimates.mean(0) - expected) < 4.0 * error + 1e-6)
-        assert np.abs(expected).max() > 8.0 * error.max()  # the test has the power to fail
-
-
-@pytest.mark.parametrize("estimator", ["relax", "reinforce"])
-def test_official_relax_is_reinforce_because_its_control_variate_cancels(estimator):
-    settings = config(preset="official", estimator=estimator)
-    state, train, valid = spread(start(settings), settings), batch(0), batch(1)
-    draws, inputs = drawn(settings, state, train.images)
-    draw = jax.tree.map(lambda leaf: leaf[0], draws)
-
-    def mean_loss(params, images, labels):
-        return jnp.mean(sgd.cross_entropy(apply(params, {}, images, True)[0], labels))
-
-    @quick_jit.jit
-    def cost_by_hand(policy):
-        """From the released algorithm: no clip in the unroll, h the validation gradient there."""
-        images = inputs(policy)
-        _, (_, unrolled) = unrolled_loss(settings, state, train, valid, images, clip_norm=None)
-        valid_images = augment.normalize(valid.images, settings.mean, settings.std)
-        direction = jax.grad(mean_loss)(unrolled, valid_images, valid.labels)
-        losses = functools.partial(mean_loss, images=images, labels=train.labels)
-        return -bilevel.alignment(losses, state.train.params, direction)
-
-    cost = cost_by_hand(state.policy)
-    probability = state.policy.application
-    bit_score = (draw.bits - probability) / (probability * (1 - probability))
-    entries = draw.bits.size
-    weight_score = entries * (jax.nn.one_hot(draw.row, 6) - jax.nn.softmax(state.policy.op[0, 0]))
-
-    (found, control), _, _ = jitted_gradients(settings, state, train, valid)
-    np.testing.assert_allclose(found.application, cost * bit_score, rtol=2e-2, atol=2e-3 * abs(cost))
-    np.testing.assert_allclose(found.op[0, 0], cost * weight_score, rtol=2e-2, atol=2e-2 * abs(cost))
-    # All bits get a gradient, drawn or not; levels the same one for both ops, none for other pairs.
-    assert np.all(found.application != 0)
-    level = np.asarray(found.level)
-    assert not np.any(np.delete(level, int(draw.row), 0))
-    applied = np.asarray(draw.bits[draw.row])
-    np.testing.assert_allclose(level[draw.row], level[draw.row].max() * applied, rtol=1e-5)
-    assert any(np.any(np.asarray(leaf) != 0) for leaf in control.values()) == (estimator == "relax")
-
-
-def test_official_gumbel_models_what_was_not_drawn_as_ones():
-    settings = config(preset="official", estimator="gumbel")
-    state, train, valid = spread(start(settings), settings), batch(0), batch(1)
-    (found, _), _, _ = jitted_gradients(settings, state, train, valid)
-    draw = jax.tree.map(lambda leaf: leaf[0], drawn(settings, state, train.images)[0])
-    others = np.delete(np.asarray(found.application), int(draw.row), 0)
-    assert not np.any(others) and np.all(np.asarray(found.application)[draw.row] != 0)
+        assert np.abs(expected).max() > 20.0 * error.max()  # the test has the power to fail
 
 
 def test_finite_difference_agrees_with_the_exact_hypergradient():

@@ -9,11 +9,14 @@ import quick_jit
 from bright_squares import CLASSES
 
 from dada import augment, ops
+from dada.searches import dada, dada_official
 from dada.searches.dada import config as dada_config
 from dada.searches.dada import input as search_input
 from dada.searches.dada import search as dada_search
 from dada.searches.dada import space as policy_space
-from dada.searches.dada_official import official as dada_official
+from dada.searches.dada_official import config as official_config
+from dada.searches.dada_official import gradient as official_gradient
+from dada.searches.dada_official import search as official_search
 from dada.training import sgd
 
 # Few ops, so that the step compiles quickly; "strength" by name, for extraction.
@@ -42,42 +45,54 @@ def network(key=0):
     }
 
 
+_SMALL = {
+    **{"apply": apply, "space": SPACE, "steps_per_epoch": 4, "num_epochs": 3},
+    **{"crop_padding": 0, "flip": False, "cutout_length": 0},
+}
+
+
 def config(**changes):
-    settings = {
-        "apply": apply,
-        "space": SPACE,
-        "steps_per_epoch": 4,
-        "num_epochs": 3,
-        "crop_padding": 0,
-        "flip": False,
-        "cutout_length": 0,
-        **(dada_official.SETTINGS if changes.get("preset") == "official" else {}),
-        **changes,
-    }
-    return dada_config.Config(**settings)
+    return dada.Config(**{**_SMALL, **changes})
+
+
+def official(**changes):
+    return dada_official.Config(**{**_SMALL, **changes})
+
+
+def is_official(config):
+    return isinstance(config, dada_official.Config)
+
+
+def method(config):
+    """The search that a configuration belongs to."""
+    return official_search if is_official(config) else dada_search
 
 
 def start(config, seed=0):
-    return dada_search.init(jax.random.key(seed), config, network(), {})
+    return method(config).init(jax.random.key(seed), config, network(), {})
 
 
 def spread(state, config, seed=5):
     """The state with a policy away from its symmetric start."""
     keys = jax.random.split(jax.random.key(seed), 3)
     noise = [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, state.policy)]
-    if config.preset == "official":
+    if is_official(config):
         noise = [0.3 * leaf for leaf in noise]
     return state._replace(policy=policy_space.Parameters(*map(jnp.add, state.policy, noise)))
 
 
 @functools.partial(quick_jit.jit, static_argnums=0)
 def jitted_step(config, state, train, valid):
-    return dada_search.step(config, state, train, valid)
+    return method(config).step(config, state, train, valid)
 
 
 @functools.partial(quick_jit.jit, static_argnums=0)
 def jitted_gradients(config, state, train, valid):
-    return dada_search.gradients(config, state, train, valid)
+    return method(config).gradients(config, state, train, valid)
+
+
+def learning_rate(config, step):
+    return (official_config if is_official(config) else dada_config).learning_rate(config, step)
 
 
 def drawn(config, state, images):
@@ -85,19 +100,22 @@ def drawn(config, state, images):
 
     @quick_jit.jit
     def draw(state):
-        key = jax.random.fold_in(state.key, state.train.step)
-        keys = search_input.image_keys(key, images.shape[0])
-        draw_keys = keys.draw if config.draws == "image" else search_input.image_keys(key, 1).draw
-        logits = dada_config.distribution(config, state.policy)
-        draws = jax.vmap(policy_space.draw, (0, None))(draw_keys, logits)
-        return keys, draw_keys, draws, dada_config.temperature(config, state.train.step)
+        return search_input.sample(
+            jax.random.fold_in(state.key, state.train.step),
+            official_gradient.as_logits(state.policy) if is_official(config) else state.policy,
+            images.shape[0],
+            is_shared=is_official(config) or config.draws == "batch",
+        )
 
-    keys, draw_keys, draws, heat = draw(state)
+    sample = draw(state)
+    heat = dada_config.temperature(config, state.train.step)
 
     def inputs(parameters):
-        return search_input.network_input(config, parameters, draws, draw_keys, keys, heat, images)
+        if is_official(config):
+            return official_search.network_input(config, parameters, sample, images)
+        return search_input.network_input(config, parameters, sample, heat, images)
 
-    return draws, inputs
+    return sample.draws, inputs
 
 
 def unrolled_loss(config, state, train, valid, inputs, clip_norm):
@@ -114,13 +132,13 @@ def unrolled_loss(config, state, train, valid, inputs, clip_norm):
         state.train.params,
         state.train.momentum,
         gradient,
-        learning_rate=dada_config.learning_rate(config, state.train.step),
+        learning_rate=learning_rate(config, state.train.step),
         weight_decay=config.weight_decay,
         clip_norm=clip_norm,
     )
     images, clean = (augment.normalize(b.images, config.mean, config.std) for b in (valid, train))
     loss = mean_loss(params, images, valid.labels)
-    if not config.orthogonal_to_clean:
+    if is_official(config) or not config.orthogonal_to_clean:
         return loss, (loss, params)
     flat, unflatten = jax.flatten_util.ravel_pytree(params)
     v, g = (

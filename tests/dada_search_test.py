@@ -8,17 +8,7 @@ import numpy as np
 import pytest
 import quick_jit
 from bright_squares import batch
-from dada_problem import (
-    FULL,
-    SPACE,
-    apply,
-    config,
-    drawn,
-    jitted_step,
-    network,
-    spread,
-    start,
-)
+from dada_problem import FULL, SPACE, apply, config, jitted_gradients, jitted_step, network, spread, start
 
 from dada import augment, ops
 from dada.models import layers
@@ -27,45 +17,12 @@ from dada.searches.dada import search as dada_search
 from dada.training import sgd
 
 
-def test_learning_rate_of_both_presets():
-    corrected, official = (
-        [float(dada_config.learning_rate(settings, 16 * epoch)) for epoch in range(20)]
-        for settings in (
-            config(preset=preset, num_epochs=20, steps_per_epoch=16, learning_rate=0.1)
-            for preset in ("corrected", "official")
-        )
-    )
-    # The figures of the released code's scheduler, which is one epoch ahead.
-    np.testing.assert_allclose(
-        [official[0], official[1], official[18], official[19]], [0.0994, 0.0976, 0.0016, 0.001], atol=5e-5
-    )
-    assert official[19] == np.float32(0.001)
-    np.testing.assert_allclose([corrected[0], corrected[10]], [0.1, 0.0505], rtol=1e-5)
-    np.testing.assert_allclose(corrected[1:], official[:-1], rtol=1e-6)
-    # Constant within an epoch, and the floor for ever after the last.
+def test_learning_rate_is_constant_within_an_epoch():
     settings = config(num_epochs=20, steps_per_epoch=16, learning_rate=0.1)
     rate = functools.partial(dada_config.learning_rate, settings)
+    np.testing.assert_allclose([rate(0), rate(160)], [0.1, 0.0505], rtol=1e-5)
     assert rate(16) == rate(31) != rate(32)
-    assert rate(320) == rate(5000) == np.float32(0.001)
-
-
-def test_official_policy_is_read_before_the_current_epoch():
-    settings = config(preset="official")
-    state = start(settings)
-    policies = [state.policy]
-    for _ in range(6):  # into the second epoch of four steps
-        state, _ = jitted_step(settings, state, batch(0), batch(1))
-        policies.append(state.policy)
-    jax.tree.map(np.testing.assert_array_equal, state.epoch_policy, policies[4])
-    assert np.any(np.asarray(policies[4].level) != np.asarray(policies[6].level))
-
-    settings = config(preset="official", space=FULL)
-    state = start(settings)
-    before = spread(state, settings).policy
-    found = dada_search.extract_policy(settings, state._replace(epoch_policy=before))
-    best = np.argsort(-np.asarray(before.op[0, 0]), kind="stable")[:25]
-    np.testing.assert_allclose(found.content.level, np.clip(before.level, 0, 1)[best], atol=1e-5)
-    assert found.content.weight is None and found.preset == "official"
+    assert rate(320) == rate(5000) == np.float32(0.001)  # the floor for ever after the last
 
 
 @pytest.mark.parametrize("planted", ["Invert", "Brightness"])
@@ -124,20 +81,18 @@ def test_one_device_and_eight_agree():
     state = dada_search.init(jax.random.key(0), settings, {**network(), "norm": norm}, stats)
     state, batches = spread(state, settings), (batch(0), batch(1))
 
-    @quick_jit.jit
-    def both(*batches):
-        after, _ = dada_search.step(settings, state, *batches)
-        return dada_search.gradients(settings, state, *batches), after.train.params
-
-    expected = both(*batches)
-    divided = jax.pmap(
-        lambda *batches: dada_search.gradients(settings, state, *batches, axis_name="devices"), "devices"
+    expected = jitted_gradients(settings, state, *batches)
+    divided = quick_jit.jit(
+        jax.pmap(
+            lambda *batches: dada_search.gradients(settings, state, *batches, axis_name="devices"), "devices"
+        )
     )(*jax.tree.map(lambda leaf: leaf.reshape(8, 2, *leaf.shape[1:]), batches))
-    for leaf, reference in zip(jax.tree.leaves(divided), jax.tree.leaves(expected[0])):
+    for leaf, reference in zip(jax.tree.leaves(divided), jax.tree.leaves(expected)):
         for device in range(8):
             np.testing.assert_allclose(leaf[device], reference, atol=2e-6, rtol=2e-5)
     mesh = jax.make_mesh((8,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharded = both(*jax.device_put(batches, jax.NamedSharding(mesh, jax.P("devices"))))
+    batches = jax.device_put(batches, jax.NamedSharding(mesh, jax.P("devices")))
+    sharded = jitted_gradients(settings, state, *batches)
     for leaf, reference in zip(jax.tree.leaves(sharded), jax.tree.leaves(expected)):
         np.testing.assert_allclose(leaf, reference, atol=2e-6, rtol=2e-5)
 
@@ -179,12 +134,13 @@ def test_extraction_refuses_rows_that_the_policy_could_not_be_read_with():
 
 def test_pairs_share_gradients_unless_told_not_to():
     alone, shared = config(share_between_pairs=False), config()
-    state, train, valid = spread(start(alone), alone), batch(0, 2), batch(1)
-    drawn_pairs = set(np.asarray(drawn(alone, state, train.images)[0].row).tolist())
-    untouched = np.array([pair not in drawn_pairs for pair in range(6)])
-    after = [jitted_step(c, state, train, valid)[0].policy for c in (alone, shared)]
+    state = start(alone)
+    always_first = 1e3 * jnp.eye(6)[:1, None]  # only the first pair, of ops 0 and 1, is drawn
+    state = state._replace(policy=state.policy._replace(op=always_first))
+    after = [jitted_step(c, state, batch(0), batch(1))[0].policy for c in (alone, shared)]
     moved = [np.any(np.asarray(p.application != state.policy.application), -1) for p in after]
-    assert untouched.any() and not moved[0][untouched].any() and moved[1][untouched].any()
+    np.testing.assert_array_equal(moved[0], [True, *[False] * 5])
+    np.testing.assert_array_equal(moved[1], [True, True, True, True, True, False])  # last: ops 2 and 3
 
 
 @pytest.mark.parametrize(
@@ -192,10 +148,9 @@ def test_pairs_share_gradients_unless_told_not_to():
     [
         ({"estimator": "rebar"}, "estimator: got 'rebar', expected one of relax"),
         ({"policy_space": "triples"}, "policy_space: got 'triples'"),
-        ({"preset": "official", "draws": "image"}, "draws: got 'image', but the official preset"),
-        ({"preset": "official", "policy_space": "slots"}, "policy_space: got 'slots', but the official"),
         ({"validation_statistics": "train"}, "validation_statistics: got 'train', expected one of batch"),
-        ({"preset": "official", "validation_statistics": "running"}, "the official preset has only batch"),
+        ({"hypergradient": "none"}, "hypergradient: got 'none', expected one of exact"),
+        ({"draws": "none"}, "draws: got 'none', expected one of image, batch"),
         ({"temperature": (0.5, 0.0)}, "expected two numbers above 0"),
         ({"steps_per_epoch": 0}, "steps_per_epoch: got 0, expected 1 or more"),
     ],

@@ -121,9 +121,7 @@ def test_reduced_embedded_set():
             ("c13d6766955e8c0c", "0155c4912f308393"),
         ),
         (
-            np.repeat(
-                np.arange(10), [4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659]
-            ),
+            np.repeat(np.arange(10), [4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659]),
             72257,
             0,
             [3731, 41731, 11017, 31052, 41728],
@@ -180,13 +178,7 @@ def test_npz(tmp_path, shape):
         dataset_writers.random_images(6, 2, shape),
     )
     labels, test_labels = np.arange(12) % 3, np.arange(6, dtype=np.uint8) % 3
-    np.savez(
-        file,
-        train_images=images,
-        train_labels=labels,
-        test_images=test_images,
-        test_labels=test_labels,
-    )
+    np.savez(file, train_images=images, train_labels=labels, test_images=test_images, test_labels=test_labels)
     dataset = datasets.load(str(file))
     assert dataset.train_images.shape == (12, 24, 20, 3) and dataset.num_classes == 3
     expected = np.broadcast_to(images.reshape(12, 24, 20, -1), (12, 24, 20, 3))
@@ -208,9 +200,7 @@ def test_npz_without_test_part_gives_up_a_fifth(tmp_path):
 
 def test_constant_images_have_no_zero_deviation(tmp_path):
     np.savez(
-        tmp_path / "a.npz",
-        images=np.full((10, 8, 8), 7, np.uint8),
-        labels=dataset_writers.balanced(10, 2),
+        tmp_path / "a.npz", images=np.full((10, 8, 8), 7, np.uint8), labels=dataset_writers.balanced(10, 2)
     )
     assert (datasets.load(str(tmp_path / "a.npz")).std > 0).all()
 

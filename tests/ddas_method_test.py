@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 import small_runs
-from absl.testing import flagsaver
 from PIL import Image
 
 from dada import policies
@@ -43,7 +42,7 @@ def run_here(folder, name, **changes):
 
 @pytest.fixture(scope="module")
 def finished(files):
-    return run_here(files, "first")
+    return run_here(files, "first", measure_cost=True)
 
 
 def test_a_run_leaves_its_folder(finished):
@@ -74,9 +73,8 @@ def test_figures(finished):
 
 
 def test_resumed_in_the_middle_of_an_epoch_is_the_straight_run(files, finished, monkeypatch):
-    # Neither has to do with the policy, and both take longer than the search.
-    monkeypatch.setattr(search_run.search_loop, "plain_step_ratio", lambda *arguments: 1.0)
-    monkeypatch.setattr(search_run.plot, "draw", lambda *arguments: [])
+    # Takes longer than the search.
+    monkeypatch.setattr(search.finished_run, "draw", lambda *arguments: [])
     run_here(files, "resumed", max_steps=4)
     partial = policies.load(files / "resumed" / "policy.json")
     assert len(partial.content.p_tp) == 2  # the epochs that were begun
@@ -89,19 +87,19 @@ def test_resumed_in_the_middle_of_an_epoch_is_the_straight_run(files, finished, 
 def test_a_training_replays_the_policy(files, finished):
     settings = {"dataset": str(files / "tiny.npz"), "model": "wrn_10_1", "epochs": 3, "batch_size": 16}
     settings["policy"] = str(finished / "policy.json")
-    with flagsaver.flagsaver(**settings):
-        given = train._task(datasets.load(settings["dataset"]), train.resolve_flags()).config.policy.content
-    with flagsaver.flagsaver(**settings, freeze_schedule="both"):
-        static = train._task(datasets.load(settings["dataset"]), train.resolve_flags()).config.policy.content
+    dataset = datasets.load(settings["dataset"])
+    given, static = (
+        small_runs.task(train, settings, dataset, freeze_schedule=frozen)[0].config.policy.content
+        for frozen in (None, "both")
+    )
     np.testing.assert_array_equal(static.p_tp, given.p_tp[[-1] * 3])
     np.testing.assert_array_equal(static.p_o, given.p_o[[-1] * 3])
     assert np.any(given.p_o != static.p_o)
 
 
 def task(files, **changes):
-    with flagsaver.flagsaver(**{**SMALL, "dataset": str(files / "tiny.npz"), **changes}):
-        resolved = search.resolve_flags()
-        return search._task(datasets.load(str(files / "tiny.npz"))), resolved
+    path = str(files / "tiny.npz")
+    return small_runs.task(search, {**SMALL, "dataset": path}, datasets.load(path), **changes)
 
 
 def test_official_preset(files):

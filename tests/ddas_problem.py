@@ -10,7 +10,6 @@ from bright_squares import CLASSES
 
 from dada import ops
 from dada.models import layers
-from dada.searches.ddas import candidates as ddas_candidates
 from dada.searches.ddas import config as ddas_config
 from dada.searches.ddas import input as ddas_input
 from dada.searches.ddas import search as ddas_search
@@ -19,7 +18,7 @@ FULL = ops.search_space("ddas_sanity")
 # Few ops, so that the step compiles quickly and a planted op is tried often.
 OPS = ("Identity", "FlipUD", "Invert", "Brightness")
 SPACE = FULL._replace(rows=tuple(row for row in FULL.rows if row.name in OPS))
-CANDIDATES = ddas_candidates.Candidates((0, 1, 2, 3), (0.0, 0.0, 0.0, 0.02))
+CANDIDATES = ddas_config.Candidates((0, 1, 2, 3), (0.0, 0.0, 0.0, 0.02))
 
 
 def apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):

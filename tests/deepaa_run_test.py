@@ -12,7 +12,7 @@ from dada import ops, policies
 from dada.searches.deepaa import config as deepaa_config
 from dada.training import sgd
 from experiments import plot, search
-from experiments.figures import deepaa_figures, train_plot
+from experiments.figures import deepaa_figures
 from experiments.methods import deepaa_run, search_loop
 from experiments.runs import run_folder
 
@@ -55,17 +55,15 @@ def run_to_the_end(folder, name, **changes):
 
 
 def run(folder, name, **changes):
-    """A run without figures, and without timing after its last step."""
+    """A run without figures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deepaa_figures, "draw_run", lambda path: [])
-        patch.setattr(train_plot, "draw", lambda path: [])
-        patch.setattr(deepaa_run, "_plain_step_ratio", lambda *_: 1.0)
+        patch.setattr(search.finished_run, "draw", lambda *_: [])
         return run_to_the_end(folder, name, **changes)
 
 
 @pytest.fixture(scope="module")
 def finished(files):
-    return run_to_the_end(files, "first")
+    return run_to_the_end(files, "first", measure_cost=True)
 
 
 def test_a_run_leaves_its_folder(finished):
@@ -138,12 +136,7 @@ def test_points_have_clean_images_of_their_class():
     seen, classes = set(), []
     for step in range(120):
         points, clean = deepaa_run.batches(
-            jax.random.key(0),
-            search_loop.Data(half, half),
-            tables,
-            step,
-            num_points=5,
-            num_valid=6,
+            jax.random.key(0), search_loop.Data(half, half), tables, step, num_points=5, num_valid=6
         )
         assert (np.asarray(clean.labels) == np.asarray(points.labels)[:, None]).all()
         index = np.asarray(clean.images).reshape(5, 6)
@@ -198,7 +191,5 @@ def test_figures_of_published_policies(tmp_path, capsys):
     bars = deepaa_figures.operations("", {"": policies.load("deepaa_cifar_2")}).axes[0].patches
     heights = np.array([bar.get_height() for bar in bars]).reshape(18, 6)
     np.testing.assert_allclose(heights.sum(0), 100.0, rtol=1e-5)
-    crop = [row.name for row in ops.search_space("deepaa", deepaa_config.CIFAR_OPS).rows].index(
-        "RandCrop"
-    )
+    crop = [row.name for row in ops.search_space("deepaa", deepaa_config.CIFAR_OPS).rows].index("RandCrop")
     np.testing.assert_allclose(heights[crop], [0.01, 0.31, 67.85, 72.51, 0.03, 0.05], atol=0.01)

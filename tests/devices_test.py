@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import quick_jit
 import small_runs
-from absl.testing import flagsaver
 
 from dada import policies
 from dada.models import wide_resnet
@@ -23,8 +22,8 @@ from dada.searches.deepaa import search as deepaa_search
 from dada.training import sgd
 from experiments import search, train
 from experiments.data import datasets
-from experiments.figures import deepaa_figures, train_plot
-from experiments.methods import deepaa_run, search_loop, search_run
+from experiments.figures import finished_run
+from experiments.methods import search_loop
 from experiments.runs import compiled_loop, devices, run_folder, train_run
 
 SMALL = {"model": "wrn_10_1", "batch_size": 16, "crop_padding": 1, "cutout_length": 2}
@@ -55,7 +54,7 @@ def files(tmp_path_factory):
 
 @contextlib.contextmanager
 def recorded_programs():
-    """Runs without figures and timing, which take each step once; yields the texts of compiled steps."""
+    """Runs without figures, which trace each step once; yields the texts of compiled steps."""
     texts = []
 
     def compiled(function, *arguments):
@@ -69,11 +68,7 @@ def recorded_programs():
         patch.setattr(compiled_loop, "compiled", compiled)
         for module, step in ((search_loop, "search_step"), (train_run, "train_step")):
             patch.setattr(module, step, chex.assert_max_traces(getattr(module, step), n=1))
-        patch.setattr(search_loop, "plain_step_ratio", lambda *_: 1.0)
-        patch.setattr(deepaa_run, "_plain_step_ratio", lambda *_: 1.0)
-        patch.setattr(search_run.plot, "draw", lambda *_: [])
-        patch.setattr(deepaa_figures, "draw_run", lambda _: [])
-        patch.setattr(train_plot, "draw", lambda _: [])
+        patch.setattr(finished_run, "draw", lambda *_: [])
         yield texts
 
 
@@ -130,8 +125,7 @@ def _numbers(text):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["train", "dada", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddas", "deepaa"))],
+    "name", ["train", "dada", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddas", "deepaa"))]
 )
 def test_eight_devices_are_one(files, one_device, name, monkeypatch):
     binary, flags = settings(files, name)
@@ -203,7 +197,7 @@ def test_a_training_on_two_processes_is_that_of_one_and_is_resumed_by_two_and_by
 def test_a_search_on_two_processes_is_that_of_one(files, one_device):
     binary, flags = settings(files, "dada")
     path = files / "dada_two"
-    assert_success(run_two_processes(binary, flags, path))
+    assert_success(run_two_processes(binary, flags, path, "--measure_cost"))
     assert (path / "figures" / "policy.png").exists()
     assert run_folder.read_summary(path)["plain_step_ratio"] > 0
     assert_same_run(path, one_device("dada")[0])
@@ -276,9 +270,7 @@ def test_no_convolution_of_deepaa_runs_in_a_loop_on_cpu(files, monkeypatch):
     for name in ("_add_gradient", "_alignments"):
         monkeypatch.setattr(deepaa_scores, name, record(getattr(deepaa_scores, name).__wrapped__))
     binary, flags = settings(files, "deepaa")
-    with flagsaver.flagsaver(num_devices=1, **flags):
-        search.resolve_flags()
-        config = binary._task(datasets.load(flags["dataset"])).config
+    config = small_runs.task(binary, flags, datasets.load(flags["dataset"]))[0].config
     network = wide_resnet.init(jax.random.key(0), wide_resnet.Config(10, 1, 4))
     state = deepaa_search.init(jax.random.key(0), config, *network)
     images = jnp.zeros((1, 8, 8, 3), jnp.uint8)
@@ -292,18 +284,16 @@ def test_no_convolution_of_deepaa_runs_in_a_loop_on_cpu(files, monkeypatch):
 def test_a_scanned_step_is_seen_to_have_convolutions_in_its_loop(files, monkeypatch):
     monkeypatch.setattr(compiled_loop, "scans", lambda: True)
     binary, flags = settings(files, "train")
-    with recorded_programs() as texts, flagsaver.flagsaver(num_devices=1, **flags):
-        task = binary._task(datasets.load(flags["dataset"]), train.resolve_flags())
+    with recorded_programs() as texts:
+        task, _ = small_runs.task(binary, flags, datasets.load(flags["dataset"]))
         list(train_run._loop(task, is_vmapped=False).run(*train_run._start(task, 0), task.data, 2))
     assert len(convolutions_in_loops(texts[0])) > 10
 
 
 def test_trees_come_back_whole_from_all_devices():
     tree = {"key": jax.random.split(jax.random.key(3)), "bytes": np.arange(5, dtype=np.uint8)}
-    with flagsaver.flagsaver(num_devices=None):
-        mesh = devices.mesh()
+    mesh = devices.mesh()
     everywhere = devices.replicate(tree, mesh)
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(everywhere))
     chex.assert_trees_all_equal(devices.local(everywhere, mesh), jax.tree.map(jnp.asarray, tree))
-    with flagsaver.flagsaver(num_devices=1):
-        assert devices.mesh() is None and devices.replicate(tree, None) is tree
+    assert devices.mesh(1) is None and devices.replicate(tree, None) is tree

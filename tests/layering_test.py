@@ -2,27 +2,43 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import pathlib
 import sys
 
-import pytest
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LIBRARY = sorted((ROOT / "dada").rglob("*.py"))
-ALL = LIBRARY + sorted((ROOT / "experiments").rglob("*.py"))
-# From the leaves upwards: a file imports only from earlier rows.
-LAYERS = [
-    {"relaxation", "estimators", "hypergradient", "layers", "color_ops", "spatial_ops", "train_state"}
-    | {"crop_ops", "schedules", "image_keys", "config_checks"},
-    {"op_table", "models", "policy_space", "ddas_gradient"},
-    {"policy", "fast_path", "relaxed_augment", "dada_official", "ddas_candidates"},
-    {"policy_table", "sampling", "dada_config", "baselines", "ddas_config", "ddas_schedule"}
-    | {"deepaa_config"},
-    {"augment"},
-    {"search_input", "policy_training", "ddas_input", "deepaa_scores", "validation"},
-    {"dada_search", "ddas_search", "deepaa_search"},
-]
+FILES = sorted([*(ROOT / "dada").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")])
+LEAVES = ("dada.ops", "dada.gradients", "dada.models", "dada.policies", "dada.augment")
+# What each room imports from, besides itself; what no room holds is a command.
+_LOWER = ("ops", "gradients", "models", "policies", "augment", "training", "checks")
+_BELOW_SEARCHES = [f"dada.{room}" for room in _LOWER]
+_METHOD = [*_BELOW_SEARCHES, "dada.searches.losses"]
+_RUNS = ["experiments.data", "experiments.runs"]
+_METHODS = [*_RUNS, "experiments.methods"]
+ROOMS = {
+    "dada": [],
+    "dada.checks": [],
+    "dada.ops": [],
+    "dada.gradients": [],
+    "dada.models": [],
+    "dada.policies": ["dada.ops"],
+    "dada.augment": ["dada.ops", "dada.policies"],
+    "dada.training": ["dada.ops", "dada.models", "dada.policies", "dada.augment", "dada.checks"],
+    "dada.searches": [],
+    "dada.searches.losses": _BELOW_SEARCHES,
+    "dada.searches.dada": _METHOD,
+    "dada.searches.dada_official": [*_METHOD, "dada.searches.dada"],
+    "dada.searches.ddas": _METHOD,
+    "dada.searches.deepaa": _METHOD,
+    "experiments.data": [],
+    "experiments.runs": ["experiments.data"],
+    "experiments.methods": _RUNS,
+    "experiments.summaries": _METHODS,
+    "experiments.measure": _METHODS,
+    "experiments.figures": [*_METHODS, "experiments.summaries", "experiments.measure"],
+}
+ROOMS["experiments"] = [room for room in ROOMS if room.startswith("experiments.")]
 # Networks and steps, where the key is optional or belongs to a draw that comes with it.
 KEY_IS_A_LATER_ARGUMENT = {
     "apply",
@@ -32,67 +48,116 @@ KEY_IS_A_LATER_ARGUMENT = {
     "relax_outputs",
     "policy_gradient",
 }
-LEAF_PACKAGES = {"jax", "numpy", "collections", "functools", "typing"}
 
 
-def imported(path):
-    """Modules imported anywhere in a file, as dotted names."""
-    names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path, source=None):
+    """(dotted name, whether it was written relative) of all that a file imports, anywhere in it."""
+    package = module_of(path) if path.stem == "__init__" else module_of(path).rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text() if source is None else source)):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            yield from ((alias.name, False) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return names
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield from ((f"{base}.{alias.name}", node.level > 0) for alias in node.names)
 
 
-def siblings(path):
-    return {name.split(".")[1] for name in imported(path) if name.startswith("dada.")}
+def room_of(module):
+    """The innermost room that holds a module."""
+    parts = module.split(".")
+    names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((name for name in names if name in ROOMS), None)
 
 
-def layer(name):
-    return next(index for index, names in enumerate(LAYERS) if name in names)
+def upward_imports(path, source=None):
+    own = room_of(module_of(path))
+    allowed = {own, *ROOMS[own]}
+    return [
+        name
+        for name, _ in imports(path, source)
+        if room_of(name) not in allowed
+        and name.split(".")[0] in ("dada", "experiments")
+        and not (own.startswith("experiments") and name.startswith("dada"))
+    ]
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path):
-    own = "models" if path.parent.name == "models" else path.stem
-    if own == "__init__":
-        assert not siblings(path)
-        return
-    for sibling in siblings(path) - {own}:
-        assert layer(sibling) < layer(own), f"{path.name} imports {sibling}"
+def test_a_room_imports_only_from_those_below():
+    assert {str(path): found for path in FILES if (found := upward_imports(path))} == {}
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_library_needs_jax_numpy_optax_and_chex_only(path):
-    packages = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
-    assert packages <= {"jax", "numpy", "optax", "chex", "dada"}
+def test_an_upward_import_is_found():
+    for file, line in (
+        ("dada/ops/color.py", "from .. import policies"),
+        ("dada/ops/color.py", "from ..augment.base import normalize"),
+        ("dada/gradients/bilevel.py", "from .. import ops"),
+        ("dada/models/layers.py", "import dada.training.sgd"),
+        ("dada/policies/policy.py", "from ..augment import sampling"),
+        ("dada/augment/base.py", "from .. import checks"),
+        ("dada/augment/__init__.py", "from ..training import sgd"),
+        ("dada/training/sgd.py", "def f():\n    from ..gradients import bilevel"),
+        ("dada/searches/losses.py", "from .dada import space"),
+        ("dada/searches/ddas/search.py", "from ..dada import space"),
+        ("dada/searches/dada/search.py", "from ..dada_official import config"),
+        ("dada/searches/dada/search.py", "from experiments.data import datasets"),
+        ("experiments/data/datasets.py", "from experiments.runs import run_folder"),
+        ("experiments/runs/run_folder.py", "from ..methods import search_run"),
+        ("experiments/summaries/table_text.py", "from experiments.figures import figure_style"),
+        ("experiments/methods/search_run.py", "from experiments import train"),
+    ):
+        assert upward_imports(ROOT / file, line), (file, line)
+    for file, line in (
+        ("dada/searches/dada_official/search.py", "from ..dada import space\nfrom ..losses import f"),
+        ("dada/training/sgd.py", "import jax\nfrom ..augment import base\nfrom . import schedules"),
+        ("experiments/data/datasets.py", "from dada.searches import dada\nfrom experiments.data import x"),
+        ("experiments/train.py", "from experiments.figures import figure_style"),
+    ):
+        assert not upward_imports(ROOT / file, line), (file, line)
 
 
-@pytest.mark.parametrize("name", ["relaxation", "estimators", "hypergradient", "train_state", "schedules"])
-def test_leaves_can_be_copied_alone(name):
-    packages = {module.split(".")[0] for module in imported(ROOT / "dada" / f"{name}.py")}
-    assert packages <= LEAF_PACKAGES
-
-
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
-def test_public_functions_take_the_key_first_and_have_a_docstring(path):
-    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    for name, function in inspect.getmembers(module, inspect.isfunction):
-        if name.startswith("_") or function.__module__ != module.__name__:
+def test_the_library_imports_itself_relatively_and_four_packages():
+    for path in FILES:
+        own = room_of(module_of(path))
+        if not own.startswith("dada"):
             continue
-        assert function.__doc__, f"{name} has no docstring"
-        parameters = list(inspect.signature(function).parameters)
-        assert "rng" not in parameters
-        if "key" in parameters and name not in KEY_IS_A_LATER_ARGUMENT:
-            assert parameters[0] == "key", f"{name}: {parameters}"
+        packages = {name.split(".")[0] for name, is_relative in imports(path) if not is_relative}
+        known = {"jax", "numpy"} if own in LEAVES else {"jax", "numpy", "optax", "chex"}
+        assert packages - set(sys.stdlib_module_names) <= known, path
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_are_short_and_read_no_global_random_state(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= 400
-    assert "np.random.seed" not in text and "jax.random.PRNGKey(" not in text
-    if path in LIBRARY:
-        assert "os.environ" not in text and "FLAGS" not in text
+def test_files_that_can_be_copied_alone():
+    for name in (
+        *("gradients/relaxation", "gradients/estimators", "gradients/bilevel"),
+        *("training/sgd", "training/schedules"),
+    ):
+        path = ROOT / "dada" / f"{name}.py"
+        packages = {module.split(".")[0] for module, _ in imports(path)} - set(sys.stdlib_module_names)
+        assert packages <= {"jax", "numpy"}, path
+
+
+def test_public_functions_take_the_key_first_and_have_a_docstring():
+    for path in FILES:
+        if path.parts[len(ROOT.parts)] != "dada":
+            continue
+        module = importlib.import_module(module_of(path))
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if name.startswith("_") or function.__module__ != module.__name__:
+                continue
+            where = f"{module.__name__}.{name}"
+            assert function.__doc__, where
+            parameters = list(inspect.signature(function).parameters)
+            assert "rng" not in parameters, where
+            if "key" in parameters and name not in KEY_IS_A_LATER_ARGUMENT:
+                assert parameters[0] == "key", where
+
+
+def test_nothing_reads_global_random_state():
+    for path in FILES:
+        text = path.read_text()
+        words = ["np.random.seed", "jax.random.PRNGKey("]
+        if path.parts[len(ROOT.parts)] == "dada":
+            words += ["os.environ", "FLAGS"]
+        assert not [word for word in words if word in text], path

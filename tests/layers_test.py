@@ -105,9 +105,7 @@ def test_shake_has_one_factor_for_values_and_one_for_derivatives():
     forward, backward = jnp.array([-0.5, 1.0, 0.25]), jnp.array([0.75, 1.0, 0.0])
     of_values = np.asarray(forward)[:, None, None, None]
     of_derivatives = np.asarray(backward)[:, None, None, None]
-    outputs, out_tangent = jax.jvp(
-        lambda x: layers.shake(x, forward, backward), (inputs,), (tangent,)
-    )
+    outputs, out_tangent = jax.jvp(lambda x: layers.shake(x, forward, backward), (inputs,), (tangent,))
     np.testing.assert_array_equal(outputs, inputs * of_values)
     np.testing.assert_array_equal(out_tangent, tangent * of_derivatives)
     _, pullback = jax.vjp(layers.shake, inputs, forward, backward)
@@ -146,9 +144,9 @@ def test_image_uniform_gives_an_image_its_numbers_on_any_device():
     whole = layers.image_uniform(key, 16, (3, 2))
     assert whole.shape == (16, 3, 2) and whole.dtype == np.float32
     np.testing.assert_array_equal(layers.image_uniform(key, 4, (3, 2)), whole[:4])
-    parts = jax.pmap(
-        lambda _: layers.image_uniform(key, 2, (3, 2), axis_name="device"), axis_name="device"
-    )(jnp.arange(8))
+    parts = jax.pmap(lambda _: layers.image_uniform(key, 2, (3, 2), axis_name="device"), axis_name="device")(
+        jnp.arange(8)
+    )
     np.testing.assert_array_equal(np.asarray(parts).reshape(whole.shape), whole)
     many = np.asarray(layers.image_uniform(key, 4096, (4,)))
     assert many.min() >= 0 and many.max() < 1
@@ -240,9 +238,7 @@ def test_no_gradient_through_stored_statistics():
 def test_batch_norm_of_eight_devices_equals_one(mapping):
     params, stats = _norm(3)
     # Parts of very different mean, so that a mean of eight separate variances would be far off.
-    inputs = (np.arange(8.0)[:, None, None, None, None] + _random(1, (8, 2, 4, 4, 3))).astype(
-        np.float32
-    )
+    inputs = (np.arange(8.0)[:, None, None, None, None] + _random(1, (8, 2, 4, 4, 3))).astype(np.float32)
     run = functools.partial(layers.batch_norm, is_training=True, momentum=0.9)
     whole = inputs.reshape(16, 4, 4, 3)
     expected, expected_stats = quick_jit.jit(run)(params, stats, whole)
@@ -250,9 +246,7 @@ def test_batch_norm_of_eight_devices_equals_one(mapping):
     part = functools.partial(run, axis_name="device")
     if mapping in ("pmap", "vmap"):
         mapped = jax.pmap if mapping == "pmap" else jax.vmap
-        actual, all_stats = mapped(part, axis_name="device", in_axes=(None, None, 0))(
-            params, stats, inputs
-        )
+        actual, all_stats = mapped(part, axis_name="device", in_axes=(None, None, 0))(params, stats, inputs)
         for leaf in jax.tree.leaves(all_stats):
             np.testing.assert_array_equal(np.asarray(leaf), np.asarray(leaf)[:1].repeat(8, 0))
         actual_stats = jax.tree.map(lambda leaf: leaf[0], all_stats)
@@ -266,9 +260,7 @@ def test_batch_norm_of_eight_devices_equals_one(mapping):
             check_vma=mapping == "shard_map",
         )
         actual, actual_stats = quick_jit.jit(divided)(params, stats, whole)
-    np.testing.assert_allclose(
-        np.asarray(actual).reshape(whole.shape), expected, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(np.asarray(actual).reshape(whole.shape), expected, rtol=1e-4, atol=1e-5)
     for name in ("mean", "variance"):
         np.testing.assert_allclose(actual_stats[name], expected_stats[name], rtol=1e-5)
 
@@ -286,9 +278,7 @@ def test_derivatives_of_first_and_second_order_in_every_mode(is_training):
 
         def scalar(params, inputs):
             hidden = layers.conv(params["conv"], inputs, stride=2)
-            hidden, _ = layers.batch_norm(
-                params["norm"], stats, hidden, is_training, momentum=0.9
-            )
+            hidden, _ = layers.batch_norm(params["norm"], stats, hidden, is_training, momentum=0.9)
             logits = layers.dense(params["dense"], layers.global_average_pool(jnp.tanh(hidden)))
             return jnp.sum(projection * jnp.sin(logits))
 

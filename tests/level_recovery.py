@@ -10,7 +10,7 @@ import pillow_reference
 _DATA = Path(__file__).parents[1] / "experiments" / "data" / "fashion_mnist_5k.npz"
 
 
-def natural_images(*, colored=False, count=64, seed=0):
+def natural_images(*, colored=False, count=24, seed=0):
     """Returns float32 `[count, 32, 32, 3]`: garments, each between two own colours if `colored`."""
     rng = np.random.default_rng(seed)
     with np.load(_DATA) as data:

@@ -7,6 +7,7 @@ import pytest
 
 from dada import policies
 from experiments import noise_table
+from experiments.runs import command_line
 from experiments.summaries import noise_simulation
 
 
@@ -29,7 +30,7 @@ def test_the_noise_table_names_what_was_not_run(tmp_path):
     assert "| CIFAR-10 (304) | s.d. of the probabilities | not run | 0.090 | " in text
     for seed in (0, 1):
         policies.save(tmp_path / f"found_{seed}.json", policies.random_policy(seed))
-    noise_table.main([str(tmp_path)])
+    noise_table.main(*command_line.parse(noise_table.define, ["--simulations=2", str(tmp_path)]))
     assert "(n = 2)" in (tmp_path / "table.md").read_text() and (tmp_path / "table.png").exists()
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + 4 * 3
     (tmp_path / "table.json").write_text(json.dumps({"tasks": [{"name": "x"}]}))

@@ -1,11 +1,9 @@
-"""Figures of a search: the five files from a small run folder, what changes them, and refused folders."""
+"""Figures of a run: the files from a small folder, what changes them, refused folders; DeepAA policies."""
 
 import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import matplotlib
@@ -13,13 +11,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dada import policies
-from dada.ops import table as op_table
+from dada import ops, policies
 from dada.searches.dada import space as policy_space
+from dada.searches.deepaa.config import CIFAR_OPS
 from experiments import plot
 from experiments.data import datasets
-from experiments.figures import chart_figures, figure_style, finished_search, image_figures
-from experiments.runs import run_folder
+from experiments.figures import (
+    chart_figures,
+    deepaa_figures,
+    figure_style,
+    finished_run,
+    finished_search,
+    image_figures,
+    search_figures,
+)
+from experiments.runs import command_line, run_folder
 
 NAMES = ("sample_images", "ops", "curves", "policy", "augmented_images")
 
@@ -33,7 +39,7 @@ def make_run(path, *, kind="pairs", planted="Invert", dataset="embedded", leader
             **{"policy_space": kind, "planted_op": planted and f"{planted}:0.5"},
         },
     )
-    space = op_table.search_space("strength", ("Rotate90",))
+    space = ops.search_space("strength", ("Rotate90",))
     names, num_ops = [row.name for row in space.rows], len(space.rows)
     start = policy_space.init(kind, num_ops)
     if kind == "pairs":
@@ -79,7 +85,7 @@ def dataset():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, dataset):
     path = make_run(tmp_path_factory.mktemp("plot") / "run")
-    return path, plot.draw(path, dataset)
+    return path, finished_run.draw(path, dataset)
 
 
 def test_all_figures_are_drawn(run):
@@ -88,22 +94,21 @@ def test_all_figures_are_drawn(run):
     assert sorted(os.listdir(path / "figures")) == sorted(f"{name}.png" for name in NAMES)
     for file in drawn:
         image = read_image(file)
-        assert image.shape[1] == 1600 and 500 < image.shape[0] < 3000
-        assert 20_000 < file.stat().st_size < 1_500_000
         ink = np.mean(np.any(image < 250, axis=-1))
         assert 0.03 < ink < 0.9, file  # neither empty nor covered
         # Nothing is cut off at the edge of the page.
         assert np.all(image[[0, -1]] > 240) and np.all(image[:, [0, -1]] > 240), file
 
 
-def test_drawing_again_from_the_folder_alone_gives_the_same_bytes(run, tmp_path):
+def command(*arguments):
+    plot.main(*command_line.parse(plot.define, list(map(str, arguments))))
+
+
+def test_drawing_again_from_the_folder_alone_gives_the_same_bytes(run, tmp_path, capsys):
     path, drawn = run
     shutil.copytree(path, tmp_path / "copy", ignore=shutil.ignore_patterns("figures"))
-    command = [sys.executable, "-m", "experiments.plot", str(tmp_path / "copy")]
-    root = pathlib.Path(plot.__file__).parent.parent
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-    assert done.returncode == 0, done.stderr
-    again = [pathlib.Path(line) for line in done.stdout.splitlines()]
+    command(tmp_path / "copy")
+    again = [pathlib.Path(line) for line in capsys.readouterr().out.splitlines()]
     assert [file.name for file in again] == [file.name for file in drawn]
     for one, other in zip(drawn, again):
         assert one.read_bytes() == other.read_bytes(), one.name
@@ -112,9 +117,9 @@ def test_drawing_again_from_the_folder_alone_gives_the_same_bytes(run, tmp_path)
 def test_ops_sheet_shows_what_pillow_makes(dataset, monkeypatch, run):
     sheets = []
     monkeypatch.setattr(image_figures, "ops_sheet", lambda *arguments: sheets.append(arguments))
-    plot._ops(finished_search.read(run[0]), dataset)
-    (_, original, heads, ops) = sheets[0]
-    shown = {op.row.name: op for op in ops}
+    search_figures._ops(finished_search.read(run[0]), dataset)
+    (_, original, heads, sheet) = sheets[0]
+    shown = {op.row.name: op for op in sheet}
     assert len(shown) == 16 and heads == ("level 0", "0.25", "0.5", "0.75", "1")
     np.testing.assert_array_equal(shown["Invert"].images, [255 - original])
     turned = Image.fromarray(original).transpose(Image.Transpose.ROTATE_90)
@@ -125,18 +130,18 @@ def test_ops_sheet_shows_what_pillow_makes(dataset, monkeypatch, run):
 
 
 def test_augment_in_blocks_applies_every_op_once(dataset):
-    images = dataset.train_images[: plot._BLOCK + 9]
-    ops = [op_table.OPS.index(name) for name in ("Invert", "Rotate90")]
+    images = dataset.train_images[: search_figures._BLOCK + 9]
+    op_ids = [ops.OPS.index(name) for name in ("Invert", "Rotate90")]
     shape = (len(images), 2)
-    draws = ops.Draws(np.tile(np.int32(ops), (len(images), 1)), np.zeros(shape), np.zeros((*shape, 2)))
+    draws = ops.Draws(np.tile(np.int32(op_ids), (len(images), 1)), np.zeros(shape), np.zeros((*shape, 2)))
     expected = np.rot90(255 - images, axes=(1, 2))
-    np.testing.assert_array_equal(plot._augment(images, draws), expected)
+    np.testing.assert_array_equal(search_figures._augment(images, draws), expected)
 
 
 def test_captions_of_augmented_images(dataset, monkeypatch, run):
     grids = []
     monkeypatch.setattr(image_figures, "image_grid", lambda *arguments: grids.append(arguments))
-    plot._augmented_images(finished_search.read(run[0]), dataset)
+    search_figures._augmented_images(finished_search.read(run[0]), dataset)
     ((_, (block,)),) = grids
     assert block.captions[0][:2] == ["T-shirt", "Trousers"]
     captions = [caption for line in block.captions[1:] for caption in line]
@@ -153,7 +158,6 @@ def draw_policy(path):
             "title",
             search.space,
             search.distribution,
-            search.flags["policy_space"] == "pairs",
             search.policy_mass,
             search.initial_mass,
             search.planted and search.planted.name,
@@ -177,7 +181,7 @@ def test_policy_figure_follows_the_distribution(run, tmp_path):
 
 def test_mass_of_the_figure_is_that_of_the_search(run):
     search = finished_search.read(run[0])
-    shares, probabilities, _ = chart_figures._entries(search.distribution, 16, is_pairs=True)
+    shares, probabilities, _ = chart_figures._entries(search.distribution, 16)
     np.testing.assert_allclose(np.sum(shares * probabilities, 0), search.metrics["op_mass"][-1], rtol=1e-5)
     np.testing.assert_allclose(np.sum(shares), 2.0, rtol=1e-5)
 
@@ -191,11 +195,10 @@ def test_spread_is_weighted():
 
 def test_slots_without_planted_op_and_one_step(tmp_path):
     path = make_run(tmp_path / "run", kind="slots", planted=None, steps=1)
-    image, figure = draw_policy(path)
+    _, figure = draw_policy(path)
     assert not figure.subfigs and len(figure.axes) == 3  # no map of pairs
-    assert image.shape[0] < 1000
     search = finished_search.read(path)
-    shares, probabilities, _ = chart_figures._entries(search.distribution, 16, is_pairs=False)
+    shares, probabilities, _ = chart_figures._entries(search.distribution, 16)
     np.testing.assert_allclose(np.sum(shares * probabilities, 0), search.policy_mass, rtol=1e-5)
     with figure_style.style():
         names = [row.name for row in search.space.rows]
@@ -208,16 +211,16 @@ def test_planted_images_of_the_caller_are_used(run, dataset, monkeypatch):
     monkeypatch.setattr(image_figures, "image_grid", lambda *arguments: grids.append(arguments))
     planted = finished_search.read(run[0]).planted
     _, valid = datasets.search_split(dataset)
-    plot._sample_images(dataset, planted, None)
-    plot._sample_images(dataset, planted, 255 - dataset.train_images[valid])
-    plot._sample_images(dataset, None, None)
+    search_figures._sample_images(dataset, planted, None)
+    search_figures._sample_images(dataset, planted, 255 - dataset.train_images[valid])
+    search_figures._sample_images(dataset, None, None)
     applied, given, without = (blocks for _, blocks in grids)
     before, after = np.array(applied[1].images)
     np.testing.assert_array_equal(after, 255 - before)
     np.testing.assert_array_equal(after, given[1].images[1])
     assert len(without) == 1
     with pytest.raises(ValueError, match="planted_valid_images: got 3, expected 2000"):
-        plot._sample_images(dataset, planted, dataset.train_images[:3])
+        search_figures._sample_images(dataset, planted, dataset.train_images[:3])
 
 
 @pytest.mark.parametrize(
@@ -233,7 +236,7 @@ def test_planted_images_of_the_caller_are_used(run, dataset, monkeypatch):
     ],
 )
 def test_value_text(name, value, expected):
-    row = next(row for row in op_table.search_space("strength").rows if row.name == name)
+    row = next(row for row in ops.search_space("strength").rows if row.name == name)
     assert figure_style.value_text(row, value) == expected
 
 
@@ -264,17 +267,45 @@ def test_folders_that_are_refused(run, dataset, tmp_path, damage, error, message
     shutil.copytree(run[0], path, ignore=shutil.ignore_patterns("figures"))
     damage(path)
     with pytest.raises(error, match=message):
-        plot.draw(path, dataset)
+        finished_run.draw(path, dataset)
     assert not (path / "figures").exists()
 
 
-def test_command_line_without_a_run_folder(tmp_path):
-    root = pathlib.Path(plot.__file__).parent.parent
-    command = [sys.executable, "-m", "experiments.plot", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert "not a run folder" in done.stderr
+def test_bad_arguments(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        command(tmp_path)
+    with pytest.raises(ValueError, match="expected a run folder, or policies and a folder"):
+        command()
+    with pytest.raises(ValueError, match="dada_cifar10: got a policy of kind 'sub_policies'"):
+        command("dada_cifar10", tmp_path / "figures")
+    assert not (tmp_path / "figures").exists()
+
+
+def test_an_official_search_has_pairs_and_no_flag_for_it(run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(run[0], path)
+    lines = [line for line in (path / "flags.txt").read_text().splitlines() if "policy_space" not in line]
+    (path / "flags.txt").write_text("\n".join([*lines, "--preset=official"]))
+    assert finished_search.read(path).distribution.op.shape == (1, 1, 120)
+
+
+def test_a_deepaa_search_is_drawn_with_the_training_of_its_proxy(tmp_path, monkeypatch):
+    (tmp_path / "flags.txt").write_text("--method=deepaa\n")
+    (tmp_path / "proxy").mkdir()
+    for module, name in ((deepaa_figures, "draw_run"), (finished_run.train_plot, "draw")):
+        monkeypatch.setattr(module, name, lambda path: [path])
+    assert finished_run.draw(tmp_path) == [tmp_path, tmp_path / "proxy"]
+
+
+def test_figures_of_published_policies(tmp_path, capsys):
+    command("deepaa_imagenet_1", tmp_path)
+    names = [pathlib.Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert names == ["operations.png", "magnitudes_deepaa_imagenet_1.png"]
+    bars = deepaa_figures.operations("", {"": policies.load("deepaa_cifar_2")}).axes[0].patches
+    heights = np.array([bar.get_height() for bar in bars]).reshape(18, 6)
+    np.testing.assert_allclose(heights.sum(0), 100.0, rtol=1e-5)
+    crop = [row.name for row in ops.search_space("deepaa", CIFAR_OPS).rows].index("RandCrop")
+    np.testing.assert_allclose(heights[crop], [0.01, 0.31, 67.85, 72.51, 0.03, 0.05], atol=0.01)
 
 
 def test_style_is_left_behind():

@@ -68,21 +68,13 @@ def test_load_save_keeps_content_and_bytes(kind, tmp_path):
     policies.save(second, policies.load(first))
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes().endswith(b"]\n}\n")
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "first.json",
-        "policy.json",
-        "second.json",
-    ]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["first.json", "policy.json", "second.json"]
 
 
 def test_one_sub_policy_per_line():
     artefact = policies.from_sequences("dada", [[("Invert", 0.5, 0.1)], [("Color", 1, 0.2)]])
     lines = policies.to_json(artefact).splitlines()
-    assert lines[-5:-2] == [
-        ' "sub_policies": [',
-        '  [["Invert", 0.5, 0.1]],',
-        '  [["Color", 1.0, 0.2]]',
-    ]
+    assert lines[-5:-2] == [' "sub_policies": [', '  [["Invert", 0.5, 0.1]],', '  [["Color", 1.0, 0.2]]']
 
 
 def test_float32_numbers_survive_exactly(tmp_path):
@@ -374,13 +366,7 @@ def test_op_mass_of_layers_and_schedule(tmp_path):
 @pytest.mark.parametrize(
     "kind, expected",
     [
-        (
-            "sub_policies",
-            [
-                "   0  0.6667  ShearX 0.10 @ 0.20 = +-0.06         Rotate90 1.00",
-                "   2  0.0000",
-            ],
-        ),
+        ("sub_policies", ["   0  0.6667  ShearX 0.10 @ 0.20 = +-0.06         Rotate90 1.00", "   2  0.0000"]),
         ("layers", ["Rotate                0.5000      1.0000"]),
         ("schedule", ["Cutout                0.3500      0.2400      0.1800"]),
     ],

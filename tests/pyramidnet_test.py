@@ -63,10 +63,7 @@ def test_layer_shapes():
     params, stats = _shapes(pyramidnet.Config(depth=29, alpha=20, num_classes=7))
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     logits, new_stats = jax.eval_shape(
-        lambda *arguments: pyramidnet.apply(*arguments, True, jax.random.key(0)),
-        params,
-        stats,
-        images,
+        lambda *arguments: pyramidnet.apply(*arguments, True, jax.random.key(0)), params, stats, images
     )
     assert logits.shape == (2, 7) and logits.dtype == jnp.float32
     assert new_stats == stats
@@ -160,9 +157,7 @@ def test_training_and_its_derivatives_are_those_of_the_definition(monkeypatch):
         np.testing.assert_allclose(tangent, expected_tangent, rtol=1e-8)
         # Reverse mode is the transpose of forward mode.
         products = jax.tree.map(lambda a, b: np.vdot(a, b), gradient, direction)
-        np.testing.assert_allclose(
-            sum(jax.tree.leaves(products)), np.vdot(tangent, tangent), rtol=1e-8
-        )
+        np.testing.assert_allclose(sum(jax.tree.leaves(products)), np.vdot(tangent, tangent), rtol=1e-8)
         assert jax.tree.structure(new_stats) == jax.tree.structure(stats)
         assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (new_stats, stats))))
 

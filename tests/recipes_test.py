@@ -2,10 +2,9 @@
 
 import pytest
 import small_runs
-from absl import flags
-from absl.testing import flagsaver
 
 from experiments import train
+from experiments.runs import command_line
 
 RECIPES = sorted((small_runs.ROOT / "experiments" / "flags").glob("train_*.flags"))
 # Compiling a deep network takes ten seconds to minutes: one recipe in every test run, the others if asked.
@@ -23,12 +22,8 @@ def test_the_quick_ones_exist():
 def test_a_recipe_takes_its_smoke_steps(path, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(small_runs.ROOT)
     small_runs.write_data_set(tmp_path / "tiny.npz", 12, 4)
-    small = (f"--dataset={tmp_path / 'tiny.npz'}", "--batch_size=2", f"--run_dir={tmp_path / 'run'}")
-    with flagsaver.flagsaver():
-        for flag in flags.FLAGS.get_key_flags_for_module(train.__name__):
-            flag.unparse()
-        flags.FLAGS(["train", f"--flagfile={path}", *small, "--smoke"])
-        train.main([])
-    output = capsys.readouterr().out
-    assert train.FLAGS.model not in (None, "") and "parameters, loss" in output
+    small = [f"--dataset={tmp_path / 'tiny.npz'}", "--batch_size=2", f"--run_dir={tmp_path / 'run'}"]
+    flags = [f"--flagfile={path}", *small, "--num_devices=1", "--smoke"]
+    train.main(*command_line.parse(train.define, flags))
+    assert "parameters, loss" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -26,9 +26,7 @@ def test_conditional_categorical_latent_has_the_law_of_the_latent_given_the_inde
     logits = jnp.tile(LOGITS, (SAMPLES, 1))
     latents = np.asarray(relaxation.categorical_latent(jax.random.key(1), logits))
     index = jnp.argmax(latents, -1)
-    conditional = np.asarray(
-        relaxation.conditional_categorical_latent(jax.random.key(2), logits, index)
-    )
+    conditional = np.asarray(relaxation.conditional_categorical_latent(jax.random.key(2), logits, index))
     np.testing.assert_array_equal(np.argmax(conditional, -1), index)
     for choice in range(4):
         direct, redrawn = latents[index == choice], conditional[index == choice]
@@ -98,9 +96,7 @@ def test_relaxed_bernoulli_limits():
     cold = np.asarray(relaxation.relaxed_bernoulli(jax.random.key(0), logits, 1e-3))
     assert np.mean((cold < 0.001) | (cold > 0.999)) > 0.99
     assert abs(cold.mean() - jax.nn.sigmoid(0.8)) < 4 * standard_error(cold) + 1e-3
-    np.testing.assert_allclose(
-        relaxation.relaxed_bernoulli(jax.random.key(0), logits, 1e4), 0.5, atol=1e-3
-    )
+    np.testing.assert_allclose(relaxation.relaxed_bernoulli(jax.random.key(0), logits, 1e4), 0.5, atol=1e-3)
 
 
 def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick_jit
 
 from dada import ops, policies
 from dada.augment import sampling
 
 COUNT = 20_000
 SIZE = (24, 40)
-_SAMPLE = jax.jit(sampling.sample, static_argnums=(1, 2, 3))
+_SAMPLE = quick_jit.jit(sampling.sample, static_argnums=(1, 2, 3))
 
 
 def _op(name):
@@ -67,11 +68,7 @@ def _schedule():
     return policies.Policy("schedule", "strength", (), content)
 
 
-POLICIES = {
-    "sub_policies": lambda: _three_sub_policies((1, 2, 5)),
-    "layers": _layers,
-    "schedule": _schedule,
-}
+POLICIES = {"sub_policies": lambda: _three_sub_policies((1, 2, 5)), "layers": _layers, "schedule": _schedule}
 
 
 # ---- distributions ---------------------------------------------------------------------------
@@ -228,9 +225,7 @@ def test_assemble_draws_and_its_gradient():
     level = jnp.full((2, 2), 0.5)
     center = jnp.arange(8.0).reshape(2, 2, 2)
     draws = sampling.assemble_draws(space, row, applied, level, sign, center)
-    np.testing.assert_array_equal(
-        draws.op, [[_op("Rotate"), 0], [_op("Rotate90"), _op("Contrast")]]
-    )
+    np.testing.assert_array_equal(draws.op, [[_op("Rotate"), 0], [_op("Rotate90"), _op("Contrast")]])
     np.testing.assert_allclose(draws.value, [[-15, 0], [0.5, 0.55]], rtol=1e-6)
     np.testing.assert_array_equal(draws.center, center)
     gradient = jax.grad(

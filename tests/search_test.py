@@ -1,12 +1,12 @@
 """The search binary: same bytes from the same seed, also after a kill; files; one line on bad input."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import quick_jit
 import small_runs
-from absl.testing import flagsaver
 
 from dada import policies
 from experiments import search
@@ -50,7 +50,7 @@ def start(folder, name, *more):
 def finished(files):
     """Seed 0 of a run with two seeds, which had to compile its programs."""
     before = small_runs.compiled_programs()
-    both = run(files, "both", "--num_seeds=2")
+    both = run(files, "both", "--num_seeds=2", "--measure_cost")
     assert len(small_runs.compiled_programs() - before) > 10
     return both / "seed_0"
 
@@ -93,9 +93,7 @@ def test_same_seed_same_bytes_alone_and_killed_and_resumed(files, finished):
 def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finished, monkeypatch):
     monkeypatch.setattr(compiled_loop, "scans", lambda: True)
     small_runs.compile_quickly(monkeypatch)
-    # Scans of convolutions are slow on a CPU, so nothing is timed here; and nothing is drawn.
-    monkeypatch.setattr(search.search_run.search_loop, "plain_step_ratio", lambda *arguments: 1.0)
-    monkeypatch.setattr(search.search_run.plot, "draw", lambda *arguments: [])
+    monkeypatch.setattr(search.finished_run, "draw", lambda *arguments: [])
     both = run_here(files, "at_once", num_seeds=2, max_steps=2)
     for seed in (0, 1):
         assert run_folder.read_summary(both / f"seed_{seed}")["seeds_at_once"] == 2
@@ -131,7 +129,20 @@ def test_official_preset_and_max_steps(files, monkeypatch):
         ({"planted_op": "Rotate:0"}, "expected a finite value that changes the images"),
         ({"planted_op": "FlipUD"}, "--extra_ops=FlipUD adds it"),
         ({"batch_size": 4000}, "has only 40"),
-        ({"preset": "official", "policy_space": "slots"}, "the official preset has only pairs"),
+        (
+            {"preset": "official", "policy_space": "slots"},
+            "--policy_space=slots: --method=dada does not read it",
+        ),
+        (
+            {"preset": "official", "control_learning_rate": 0.1},
+            "--control_learning_rate=0.1: .* does not read",
+        ),
+        (
+            {"preset": "official", "orthogonal_to_clean": True},
+            "--orthogonal_to_clean=True: .* does not read it",
+        ),
+        ({"preset": "official", "estimator": "straight_through"}, "expected one of relax, reinforce, gumbel"),
+        ({"policy_space": "slots", "top_k": 10}, "--top_k=10: .* does not read it"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(files, changes, message):
@@ -163,15 +174,12 @@ def test_the_process_fails_with_one_line_and_exit_code_2(files, argument, messag
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [
-        ("--draws=all", "draws"),
-        ("--epochs=many", "epochs"),
-        ("--flagfile=missing.flags", "missing.flags"),
-    ],
+    [("--draws=all", "draws"), ("--epochs=many", "epochs"), ("--flagfile=missing.flags", "missing.flags")],
 )
-def test_flags_that_cannot_be_read_end_with_one_line_and_exit_code_2(argument, message, capsys):
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-        command_line._parse(["search", argument])
+def test_flags_that_cannot_be_read_end_with_one_line_and_exit_code_2(argument, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["search", argument])
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(search.define, search.main)
     assert stopped.value.code == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
@@ -179,4 +187,4 @@ def test_flags_that_cannot_be_read_end_with_one_line_and_exit_code_2(argument, m
 
 def test_arguments_that_are_no_flags_are_refused():
     with pytest.raises(ValueError, match=r"unexpected argument 'policy\.json'"):
-        search.main(["policy.json"])
+        search.main(*command_line.parse(search.define, ["policy.json"]))

@@ -54,14 +54,18 @@ def test_layer_shapes():
         norm = {"scale": (outputs,), "bias": (outputs,)}
         for index, block in enumerate(stage):
             block_inputs = inputs if index == 0 else outputs
-            assert block["branches"] == [
-                {
-                    "conv1": {"weight": (3, 3, block_inputs, outputs)},
-                    "norm1": norm,
-                    "conv2": {"weight": (3, 3, outputs, outputs)},
-                    "norm2": norm,
-                }
-            ] * 2
+            assert (
+                block["branches"]
+                == [
+                    {
+                        "conv1": {"weight": (3, 3, block_inputs, outputs)},
+                        "norm1": norm,
+                        "conv2": {"weight": (3, 3, outputs, outputs)},
+                        "norm2": norm,
+                    }
+                ]
+                * 2
+            )
             assert ("shortcut" in block) == (index == 0)
         half = {"weight": (1, 1, inputs, outputs // 2)}
         assert stage[0]["shortcut"] == {"conv1": half, "conv2": half, "norm": norm}
@@ -69,10 +73,7 @@ def test_layer_shapes():
 
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     logits, new_stats = jax.eval_shape(
-        lambda *arguments: shake_shake.apply(*arguments, True, jax.random.key(0)),
-        params,
-        stats,
-        images,
+        lambda *arguments: shake_shake.apply(*arguments, True, jax.random.key(0)), params, stats, images
     )
     assert logits.shape == (2, 10) and logits.dtype == jnp.float32
     assert new_stats == stats
@@ -161,9 +162,7 @@ def test_training_and_its_derivatives_are_those_of_the_definition(monkeypatch):
         np.testing.assert_allclose(tangent, expected_tangent, rtol=1e-8)
         # Reverse mode is the transpose of forward mode.
         products = jax.tree.map(lambda a, b: np.vdot(a, b), gradient, direction)
-        np.testing.assert_allclose(
-            sum(jax.tree.leaves(products)), np.vdot(tangent, tangent), rtol=1e-8
-        )
+        np.testing.assert_allclose(sum(jax.tree.leaves(products)), np.vdot(tangent, tangent), rtol=1e-8)
         assert jax.tree.structure(new_stats) == jax.tree.structure(stats)
         assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (new_stats, stats))))
 

@@ -10,9 +10,8 @@ import time
 import jax
 import numpy as np
 import quick_jit
-from absl.testing import flagsaver
 
-from experiments.runs import compiled_loop
+from experiments.runs import command_line, compiled_loop
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -31,11 +30,23 @@ def write_data_set(path, count, num_test):
     )
 
 
+def command(settings, **changes):
+    """Flags as a command line, on one device unless they say otherwise; None leaves a flag out."""
+    given = {"num_devices": 1, **settings, **changes}
+    texts = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
+    return [f"--{name}={text}" for name, text in texts.items() if text is not None]
+
+
 def run_here(binary, settings, run_dir, **changes):
     """Runs a binary, given as its module, in this process; returns its run folder."""
-    with flagsaver.flagsaver(**{**settings, "run_dir": str(run_dir), **changes}):
-        binary.main([])
+    binary.main(*command_line.parse(binary.define, command(settings, run_dir=run_dir, **changes)))
     return run_dir
+
+
+def task(binary, settings, dataset, **changes):
+    """(what a binary would run, its resolved flags)."""
+    resolved = binary.resolve(command(settings, **changes))
+    return binary.task_of(resolved, dataset), resolved
 
 
 def start(binary, settings, run_dir, *more, xla_flags=""):
@@ -43,10 +54,9 @@ def start(binary, settings, run_dir, *more, xla_flags=""):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] += f" {xla_flags}"
     folder = environment.pop("JAX_COMPILATION_CACHE_DIR")  # so that the flag has to work
-    given = {"num_devices": 1, **settings, "run_dir": run_dir, "compilation_cache_dir": folder}
-    given = [f"--{k}={','.join(v) if isinstance(v, list) else v}" for k, v in given.items()]
-    command = [sys.executable, "-m", binary.__name__, *given, *more]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    given = command(settings, run_dir=run_dir, compilation_cache_dir=folder)
+    line = [sys.executable, "-m", binary.__name__, *given, *more]
+    return subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def run(binary, settings, run_dir, *more, xla_flags=""):

@@ -7,7 +7,6 @@ import subprocess
 import types
 
 import pytest
-from absl.testing import flagsaver
 
 from dada import policies
 from experiments import search, table_run, tables, train
@@ -15,6 +14,7 @@ from experiments.figures import table_figures
 from experiments.runs import command_line, run_folder
 from experiments.summaries import table_cells, table_definition, table_runs, table_text
 
+RESOLVE = {"train": train.resolve, "search": search.resolve}
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMITTED = [
     path.parent
@@ -58,6 +58,10 @@ def at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)  # flag files are named from there
 
 
+def command(module, *arguments):
+    module.main(*command_line.parse(module.define, list(arguments)))
+
+
 def write(folder, **changes):
     folder.mkdir(exist_ok=True)
     (folder / "table.json").write_text(json.dumps({**DEFINITION, **changes}))
@@ -66,7 +70,7 @@ def write(folder, **changes):
 
 @pytest.fixture
 def definition(tmp_path):
-    return table_definition.load(write(tmp_path / "table"))
+    return table_definition.load(write(tmp_path / "table"), RESOLVE)
 
 
 def run(definition, column, row, seed, error, *, best=None, **changes):
@@ -104,7 +108,7 @@ def write_search(path, command_flags):
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_committed_runs_give_the_committed_table(folder):
-    definition = table_definition.load(folder)
+    definition = table_definition.load(folder, RESOLVE)
     cells = table_cells.cells(definition, table_runs.read(definition))
     assert (folder / "table.md").read_text() == table_text.markdown(definition, cells)
     assert (folder / "table.csv").read_text() == table_text.to_csv(definition, cells)
@@ -135,7 +139,7 @@ def test_papers_tables(table, row, column, expected):
 def test_every_paper_table_is_read_and_named_with_its_source():
     for file in table_definition.PAPER_TABLES.glob("*.json"):
         table = table_definition.paper_table(file.stem)
-        assert len(table.source) > 20 and table.status and table.epoch in ("last", "best")
+        assert table.source and table.status and table.epoch in ("last", "best")
 
 
 def test_welch_against_closed_forms():
@@ -186,7 +190,7 @@ def test_the_figure_is_drawn_twice_the_same(definition, tmp_path):
     images = [
         table_figures.draw(definition, cells, tmp_path / name).read_bytes() for name in ("a.png", "b.png")
     ]
-    assert images[0] == images[1] and len(images[0]) > 20_000
+    assert images[0] == images[1]
 
 
 @pytest.mark.parametrize(
@@ -207,21 +211,23 @@ def test_the_figure_is_drawn_twice_the_same(definition, tmp_path):
 )
 def test_bad_definitions_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        table_definition.load(write(tmp_path / "table", **changes))
+        table_definition.load(write(tmp_path / "table", **changes), RESOLVE)
 
 
 def test_a_missing_definition_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"table\.json: no such file"):
-        table_definition.load(tmp_path)
+        table_definition.load(tmp_path, RESOLVE)
 
 
 def test_recipes_ignore_place_and_seed_and_know_later_flags(definition):
     wanted = definition.recipes["small", "identity"].train_flags
     assert not {"seed", "run_dir", "data_dir"} & set(wanted) and wanted["flip"] == "false"
     old = {name: text for name, text in wanted.items() if name != "dtype"}
-    assert table_definition.is_same(wanted, old, train)  # a run from before the flag existed
-    assert not table_definition.is_same({**wanted, "dtype": "bfloat16"}, old, train)
-    assert not table_definition.is_same(wanted, {**wanted, "epochs": "4"}, train)
+    defaults = definition.defaults["train"]
+    assert table_definition.is_same(wanted, old, defaults)  # a run from before the flag existed
+    assert not table_definition.is_same({**wanted, "dtype": "bfloat16"}, old, defaults)
+    assert not table_definition.is_same(wanted, {**wanted, "epochs": "4"}, defaults)
+    assert not table_definition.is_same(wanted, {**wanted, "gone": "1"}, defaults)
     assert "policy" not in definition.recipes["small", "found"].train_flags
 
 
@@ -244,8 +250,7 @@ def test_runs_are_collected_into_the_table(definition, tmp_path, capsys):
     other = {**definition.recipes["small", "identity"].train_flags, "epochs": "9", "seed": 0, "run_dir": "x"}
     write_run(tmp_path / "runs" / "other", other, 0.5)
     (tmp_path / "runs").rename(tmp_path / "moved")
-    with flagsaver.flagsaver(collect=str(tmp_path / "moved")):
-        tables.main([str(definition.path)])
+    command(tables, f"--collect={tmp_path / 'moved'}", str(definition.path))
     output = capsys.readouterr().out
     assert f"in no cell of this table: {tmp_path / 'moved' / 'other'}" in output
     assert "3 runs in 2 of 9 cells" in output
@@ -258,16 +263,16 @@ def test_runs_are_collected_into_the_table(definition, tmp_path, capsys):
     assert "| found | 12.50 | 1 |" in (definition.path / "table.md").read_text()
     # Once more, without the run folders: the same table from runs.jsonl.
     before = (definition.path / "table.md").read_bytes()
-    tables.main([str(definition.path)])
+    command(tables, str(definition.path))
     assert (definition.path / "table.md").read_bytes() == before
-    assert (definition.path / "table.png").stat().st_size > 20_000
+    assert (definition.path / "table.png").exists()
 
 
 def test_a_policy_that_a_recipe_names_may_be_that_of_a_search(tmp_path):
     search_path = write_search(tmp_path / "searched", {"seed": 0, "method": "dada"})
     rows = json.loads(json.dumps(DEFINITION["rows"]))
     rows[0]["train"] = [f"--policy={search_path / 'policy.json'}"]
-    named = table_definition.load(write(tmp_path / "named", rows=rows))
+    named = table_definition.load(write(tmp_path / "named", rows=rows), RESOLVE)
     cell = named.columns[0].key, rows[0]["key"]
     path = tmp_path / "runs" / "seed_0"
     write_run(path, {**named.recipes[cell].train_flags, "seed": 0, "run_dir": str(path)}, 0.25)
@@ -313,10 +318,9 @@ def processes(monkeypatch, definition):
     return started, failing
 
 
-def run_table(definition, tmp_path, **settings):
-    settings = {"column": "small", "run_dir": str(tmp_path / "runs"), "num_seeds": 2, **settings}
-    with flagsaver.flagsaver(**settings):
-        table_run.main([str(definition.path)])
+def run_table(definition, tmp_path, *arguments):
+    usual = ("--column=small", f"--run_dir={tmp_path / 'runs'}", "--num_seeds=2")
+    command(table_run, *usual, *arguments, str(definition.path))
 
 
 def test_the_runner_runs_what_is_missing(definition, tmp_path, processes, capsys):
@@ -337,8 +341,7 @@ def test_the_runner_runs_what_is_missing(definition, tmp_path, processes, capsys
     started.clear()
     run_table(definition, tmp_path)
     assert started == []
-    with flagsaver.flagsaver(collect=str(tmp_path / "runs")):
-        tables.main([str(definition.path)])
+    command(tables, f"--collect={tmp_path / 'runs'}", str(definition.path))
     assert "10 runs in 5 of 9 cells" in capsys.readouterr().out
 
 
@@ -347,13 +350,13 @@ def test_the_runner_goes_on_with_what_was_interrupted(definition, tmp_path, proc
     path = tmp_path / "runs" / "small" / "cutout" / "seed_1"
     run_folder.create(path, {**definition.recipes["small", "cutout"].train_flags, "seed": 1})
     with pytest.raises(ValueError):  # the stand-in opens a new folder
-        run_table(definition, tmp_path, rows=["cutout"])
+        run_table(definition, tmp_path, "--rows=cutout")
     assert "--resume" not in started[0] and started[1].endswith("--resume")
 
 
 def test_the_runner_gives_seeds_to_one_process(definition, tmp_path, processes):
     started, _ = processes
-    run_table(definition, tmp_path, num_seeds=3, seeds_at_once=2, rows=["cutout", "found"])
+    run_table(definition, tmp_path, "--num_seeds=3", "--seeds_at_once=2", "--rows=cutout,found")
     counts = [(line.split()[0].split(".")[1], line.split("--seed=")[1].split()[0]) for line in started]
     assert counts == [
         *(("train", "0"), ("search", "0"), ("train", "0"), ("train", "1")),
@@ -370,22 +373,18 @@ def test_the_runner_refuses_a_folder_with_other_runs(definition, tmp_path, proce
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("argument", "message"),
     [
-        ({"column": "tiny"}, "--column: got 'tiny', expected one of small, large"),
-        ({"rows": ["best"]}, "--rows: got best, expected some of identity, "),
-        ({"run_dir": None}, "--run_dir: expected the folder"),
+        ("--column=tiny", "--column: got 'tiny', expected one of small, large"),
+        ("--rows=best", "--rows: got best, expected some of identity, "),
+        ("--epochs=3", "unknown flag --epochs"),  # recipes stand in the table.json
     ],
 )
-def test_the_runner_refuses_bad_input(definition, tmp_path, settings, message):
+def test_the_runner_refuses_bad_input(definition, tmp_path, argument, message):
     with pytest.raises(ValueError, match=message):
-        run_table(definition, tmp_path, **settings)
+        run_table(definition, tmp_path, argument)
 
 
-def test_recipes_cannot_be_changed_from_the_command_line(definition, monkeypatch):
-    with flagsaver.flagsaver():
-        flag = train.FLAGS["epochs"]
-        flag.parse("3")
-        flag.present = 1
-        with pytest.raises(ValueError, match=r"--epochs: recipes stand in the table\.json"):
-            tables.main([str(definition.path)])
+def test_the_runner_needs_a_folder(definition):
+    with pytest.raises(ValueError, match="--run_dir: expected the folder"):
+        command(table_run, "--column=small", str(definition.path))

@@ -6,8 +6,6 @@ import jax
 import numpy as np
 import pytest
 import small_runs
-from absl import flags
-from absl.testing import flagsaver
 
 from dada import policies
 from dada.models import wide_resnet
@@ -150,23 +148,17 @@ def test_recipes_are_read_and_say_what_they_reproduce(path, files):
     text = path.read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert "Hours and hardware" in header[-1] and len(header) >= 3
-    values = flags.FlagValues()
-    values.append_flag_values(flags.FLAGS)
-    with flagsaver.flagsaver():
-        values(["train", f"--flagfile={path}", f"--dataset={files / 'tiny.npz'}", "--batch_size=4"])
-        resolved = train.resolve_flags()
-        task = train._task(train.datasets.load(train.FLAGS.dataset), resolved)
+    given = [f"--flagfile={path}", f"--dataset={files / 'tiny.npz'}", "--batch_size=4", "--num_devices=1"]
+    resolved = train.resolve(given)
+    task = train.task_of(resolved, train.datasets.load(resolved["dataset"]))
     assert task.config.num_epochs == int(text.split("--epochs=")[1].split()[0])
 
 
 def test_smoke_takes_two_steps_and_writes_nothing(files, capsys):
     path = small_runs.ROOT / "experiments" / "flags" / "train_cifar10_wrn_28_10_trivialaugment_8_copies.flags"
-    values = flags.FlagValues()
-    values.append_flag_values(flags.FLAGS)
     small = ("--model=wrn_10_1", "--batch_size=4", f"--run_dir={files / 'smoke'}", "--smoke")
-    with flagsaver.flagsaver():
-        values(["train", f"--flagfile={path}", f"--dataset={files / 'tiny.npz'}", *small])
-        train.main([])
+    given = [f"--flagfile={path}", f"--dataset={files / 'tiny.npz'}", "--num_devices=1", *small]
+    train.main(*command_line.parse(train.define, given))
     assert "wrn_10_1, 77,796 parameters, loss" in capsys.readouterr().out
     assert not (files / "smoke").exists()
 
@@ -183,6 +175,8 @@ def test_smoke_takes_two_steps_and_writes_nothing(files, capsys):
         ({"policy": "randaugment:2,31"}, "M = 31, expected N of 1 or more and M in 0..30"),
         ({"batch_size": 128}, "has only 84 training images"),
         ({"schedule": "step"}, "decay_epochs: got none"),
+        ({"decay_epochs": ["30"]}, "--decay_epochs: --schedule=cosine does not read it"),
+        ({"schedule": "step", "cosine_epochs": 3}, "--cosine_epochs: --schedule=step does not read it"),
         ({"schedule": "step", "decay_epochs": ["30", "x"]}, "--decay_epochs: got 30,x, expected numbers"),
         ({"planted_op": "Inverse"}, "--planted_op: got 'Inverse'"),
         ({"planted_op": "Rotate"}, "--planted_op=Rotate: got no value, expected Rotate:NUMBER"),

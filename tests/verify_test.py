@@ -1,9 +1,5 @@
 """Verify: its parts pass as the library stands, and a line fails where something is broken."""
 
-import pathlib
-import subprocess
-import sys
-import types
 from typing import NamedTuple
 
 import jax
@@ -13,6 +9,7 @@ import pytest
 from dada.gradients import bilevel, estimators
 from experiments import verify
 from experiments.measure import verify_estimators, verify_hypergradient
+from experiments.runs import command_line
 
 
 def test_hypergradients_pass_and_a_broken_one_fails(monkeypatch):
@@ -25,23 +22,24 @@ def test_hypergradients_pass_and_a_broken_one_fails(monkeypatch):
     assert verdicts == [True, False, True, False]
 
 
-def test_estimators_pass():
-    lines = {line.estimator: line for line in verify_estimators.estimator_lines(0, 32_000)}
-    assert len(lines) == 5 and all(line.passed for line in lines.values()), lines
-    assert lines["RELAX"].variance < 0.5 * lines["REINFORCE"].variance
-    assert lines["REINFORCE, leave-one-out"].bias < 0.1 * lines["Gumbel-softmax"].bias + 0.02
-
-
-def test_a_broken_estimator_fails(monkeypatch):
+def test_estimators_pass_and_a_broken_one_fails(monkeypatch):
+    """One run for both: most of it is compilation. `estimators_test` has the baseline as it is."""
     # Costs divided by their spread, as is often done, are no gradient of their mean.
     monkeypatch.setattr(estimators, "leave_one_out", lambda costs: (costs - costs.mean()) / costs.std())
-    failed = [line.estimator for line in verify_estimators.estimator_lines(0, 32_000) if not line.passed]
-    assert "REINFORCE, leave-one-out" in failed and set(failed) <= {failed[0], "RELAX, leave-one-out"}
+    lines = {line.estimator: line for line in verify_estimators.estimator_lines(0, 32_000)}
+    failed = {name for name, line in lines.items() if not line.passed}
+    assert len(lines) == 5 and "REINFORCE, leave-one-out" in failed
+    assert failed <= {"REINFORCE, leave-one-out", "RELAX, leave-one-out"}, lines
+    assert lines["RELAX"].variance < 0.5 * lines["REINFORCE"].variance
+    assert lines["REINFORCE"].bias < 0.3 * lines["Gumbel-softmax"].bias
 
 
 def test_official_relax_passes_and_fails_without_a_control_variate(monkeypatch):
     assert [line.passed for line in verify_estimators.official_relax_lines(0, 8)] == [True, True]
-    monkeypatch.setattr(estimators, "control_variate", lambda control, features: 0.0 * jnp.sum(features))
+    trained = verify_estimators._trained_control
+    monkeypatch.setattr(
+        verify_estimators, "_trained_control", lambda *args: jax.tree.map(jnp.zeros_like, trained(*args))
+    )
     assert [line.passed for line in verify_estimators.official_relax_lines(0, 8)] == [True, False]
 
 
@@ -56,9 +54,8 @@ def test_table_and_exit_code(monkeypatch, capsys):
     part = verify.Part("Title", "What it is about.", Line, lambda seed: lines[: seed + 1])
     monkeypatch.setattr(verify, "PARTS", (part,))
     for seed, code in ((0, 0), (1, 1)):
-        monkeypatch.setattr(verify.flags, "FLAGS", types.SimpleNamespace(seed=seed))
         with pytest.raises(SystemExit) as stopped:
-            verify.main([])
+            verify.main(*command_line.parse(verify.define, [f"--seed={seed}"]))
         assert stopped.value.code == code
     printed = capsys.readouterr().out
     assert "device " in printed and f"jax {jax.__version__}" in printed
@@ -73,11 +70,6 @@ def test_table_and_exit_code(monkeypatch, capsys):
     assert printed.endswith("1 of 2 lines ok, 1 FAIL\n")
 
 
-def test_bad_flags_end_with_one_line():
-    command = [sys.executable, "-m", "experiments.verify", "--sed=1"]
-    root = pathlib.Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
-    assert done.returncode == 2 and not done.stdout
-    assert done.stderr == "error: unknown flag --sed; did you mean --seed?\n"
+def test_an_argument_is_refused():
     with pytest.raises(ValueError, match="unexpected argument 'more'"):
-        verify.main(["more"])
+        verify.main(*command_line.parse(verify.define, ["more"]))

@@ -27,12 +27,7 @@ def _cast(tree, dtype):
 
 @pytest.mark.parametrize(
     ("depth", "width", "num_classes", "expected"),
-    [
-        (40, 2, 10, 2_246_474),
-        (40, 2, 100, 2_258_084),
-        (28, 10, 10, 36_489_290),
-        (28, 10, 100, 36_546_980),
-    ],
+    [(40, 2, 10, 2_246_474), (40, 2, 100, 2_258_084), (28, 10, 10, 36_489_290), (28, 10, 100, 36_546_980)],
 )
 def test_parameter_counts_of_the_originals(depth, width, num_classes, expected):
     config = wide_resnet.Config(depth, width, num_classes)
@@ -164,9 +159,7 @@ def test_momentum_is_the_weight_of_the_new_batch():
             stats,
             new_stats[1.0],
         )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), default, new_stats[0.9]
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), default, new_stats[0.9])
 
 
 def test_initial_values():

@@ -5,11 +5,13 @@ flip, normalisation and cutout around a policy. `image_keys`: random numbers tha
 it is computed. Needs jax and numpy; copy with `ops` and `policies` beside it.
 """
 
-from .base import base_augment, normalize, random_crop, random_cutout, random_flip
+from .base import CIFAR_MEAN, CIFAR_STD, base_augment, normalize, random_crop, random_cutout, random_flip
 from .draws import apply_draws, apply_draws_differentiable
 from .sampling import NOISE_SIZE, assemble_draws, random_centers, random_signs, sample
 
 __all__ = [
+    "CIFAR_MEAN",
+    "CIFAR_STD",
     "NOISE_SIZE",
     "apply_draws",
     "apply_draws_differentiable",

@@ -14,6 +14,10 @@ import numpy as np
 
 from . import image_keys
 
+# Of images in [0, 1], as the papers have them; the deviation is the mean of the deviations of single images.
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
 
 class BaseSettings(Protocol):
     """Fields of a Config that `base_augment` reads."""

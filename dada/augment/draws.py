@@ -1,12 +1,11 @@
-"""From draws and images to augmented images, and the fixed augmentations around them; all batched.
+"""From draws and images to augmented images, batched.
 
 Contract: pure functions that can be traced. `apply_draws` is the fast path of training, uint8 to
 uint8; `apply_draws_differentiable` gives the same pixels as float32 and carries gradients to the
 values of the draws, for searches. B images, K ops per image, applied in the order 0 .. K - 1.
 
-Under `jit` with images divided over devices all functions give the pixels of one device; inside
-`shard_map` or `pmap`, `apply_draws` moves nothing between devices. With `axis_name` random_crop, random_flip
-and random_cutout draw for the whole batch and use this device's part: the same key on all devices.
+Under `jit` with images divided over devices both give the pixels of one device; inside `shard_map` or `pmap`,
+`apply_draws` moves nothing between devices.
 """
 
 import functools
@@ -109,9 +108,7 @@ def apply_draws_differentiable(images: jax.Array, draws: Draws, op_ids: tuple[in
     # One image after the other runs only the ops that were drawn, which is right on a CPU.
     augmented, slopes = jax.lax.stop_gradient(
         jax.lax.platform_dependent(
-            per_image,
-            cpu=functools.partial(jax.lax.map, augment_one),
-            default=jax.vmap(augment_one),
+            per_image, cpu=functools.partial(jax.lax.map, augment_one), default=jax.vmap(augment_one)
         )
     )
     return augmented + jnp.einsum("bk...,bk->b...", slopes, draws.value - value)

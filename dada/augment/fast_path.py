@@ -44,11 +44,7 @@ _PIXELS_PER_BLOCK = 2**14
 
 
 def apply(
-    images: jax.Array,
-    op: jax.Array,
-    value: jax.Array,
-    center: jax.Array,
-    op_ids: tuple[int, ...],
+    images: jax.Array, op: jax.Array, value: jax.Array, center: jax.Array, op_ids: tuple[int, ...]
 ) -> jax.Array:
     """Applies to every image its own K ops, one after the other.
 

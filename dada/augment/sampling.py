@@ -84,9 +84,7 @@ def assemble_draws(
     value = ops.level_to_value(search_space, row, level, sign)
     op = jnp.asarray(ops.row_op_ids(search_space))[row]
     draws = Draws(
-        op=jnp.where(applied, op, 0),
-        value=jnp.where(applied, value, 0.0),
-        center=center.astype(jnp.float32),
+        op=jnp.where(applied, op, 0), value=jnp.where(applied, value, 0.0), center=center.astype(jnp.float32)
     )
     names = ops.random_ops(search_space)
     if not names:

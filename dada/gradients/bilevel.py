@@ -90,15 +90,21 @@ def validation_gradient(
     return gradient, loss, aux
 
 
-def direction(pull_back: Callable[[PyTree], PyTree], valid_gradient: PyTree) -> PyTree:
+def direction(
+    pull_back: Callable[[PyTree], PyTree], valid_gradient: PyTree, *, least_norm: float = 0.0
+) -> PyTree:
     """u at unit length, so that early and late steps are on one scale; zero where u is zero.
 
     Args:
       pull_back: of `look_ahead`.
       valid_gradient: v.
+      least_norm: a shorter u is divided by this, so that what is hardly more than rounding stays short.
     """
     pulled = pull_back(valid_gradient)
     norm = global_norm(pulled)
+    if least_norm:
+        norm = jnp.maximum(norm, least_norm)
+        return jax.tree.map(lambda leaf: leaf / norm, pulled)
     return jax.tree.map(lambda leaf: leaf / jnp.where(norm > 0, norm, 1.0), pulled)
 
 
@@ -162,10 +168,7 @@ def alignment(per_example_loss: Callable[[PyTree], PyTree], params: PyTree, dire
 
 
 def alignment_finite_difference(
-    per_example_loss: Callable[[PyTree], PyTree],
-    params: PyTree,
-    direction: PyTree,
-    radius: float = 0.01,
+    per_example_loss: Callable[[PyTree], PyTree], params: PyTree, direction: PyTree, radius: float = 0.01
 ) -> PyTree:
     """`alignment` by central differences, as the papers have it (DADA eq. 10, DARTS eq. 7).
 

@@ -137,14 +137,7 @@ def relax(
 
     def second_moment(control_parameters):
         estimates = relax_per_sample(
-            log_probability,
-            latents,
-            control_variate,
-            parameters,
-            control_parameters,
-            samples,
-            noise,
-            costs,
+            log_probability, latents, control_variate, parameters, control_parameters, samples, noise, costs
         )
         squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(estimates)]
         return sum(squares) / costs.shape[0], estimates

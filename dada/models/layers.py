@@ -217,9 +217,7 @@ def batch_norm(
         variance = jax.lax.pmean(variance, axis_name)
     batch = {"mean": mean, "variance": variance * (count / (count - 1))}
     new_stats = jax.tree.map(
-        lambda old, new: (1.0 - momentum) * old + momentum * jax.lax.stop_gradient(new),
-        stats,
-        batch,
+        lambda old, new: (1.0 - momentum) * old + momentum * jax.lax.stop_gradient(new), stats, batch
     )
     return _normalize(params, centered, variance).astype(inputs.dtype), new_stats
 

@@ -39,10 +39,6 @@ STAGE_STRIDES = (1, 2, 2)
 EXPANSION = 4
 FINAL_DROP_RATE = 0.5
 
-# Whether jax.jvp of `apply` works, alone and nested with jax.grad: the derivatives of ShakeDrop are
-# given as a rule for forward mode.
-FORWARD_MODE = True
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -133,12 +129,7 @@ def apply(
 
     def norm(norm_params, norm_stats, inputs):
         return layers.batch_norm(
-            norm_params,
-            norm_stats,
-            inputs,
-            is_training,
-            momentum=batch_norm_momentum,
-            axis_name=axis_name,
+            norm_params, norm_stats, inputs, is_training, momentum=batch_norm_momentum, axis_name=axis_name
         )
 
     def block(block_params, block_stats, inputs, stride, index):

@@ -40,9 +40,6 @@ EXPANSION = 4
 LARGE_STEM_KERNEL = 7
 SMALL_STEM_KERNEL = 3
 
-# Whether jax.jvp of `apply` works, alone and nested with jax.grad.
-FORWARD_MODE = True
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -145,11 +142,7 @@ def apply(
         for number, conv_stride in enumerate(strides, start=1):
             name = f"norm{number}"
             hidden, new_stats[name] = conv_norm(
-                block_params[f"conv{number}"],
-                block_params[name],
-                block_stats[name],
-                hidden,
-                conv_stride,
+                block_params[f"conv{number}"], block_params[name], block_stats[name], hidden, conv_stride
             )
             if number < len(strides):
                 hidden = jax.nn.relu(hidden)

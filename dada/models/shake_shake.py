@@ -39,10 +39,6 @@ STEM_CHANNELS = 16
 STAGE_WIDTHS = (1, 2, 4)
 STAGE_STRIDES = (1, 2, 2)
 
-# Whether jax.jvp of `apply` works, alone and nested with jax.grad: the derivative with beta is
-# given as a rule for forward mode.
-FORWARD_MODE = True
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -131,12 +127,7 @@ def apply(
 
     def norm(norm_params, norm_stats, inputs):
         return layers.batch_norm(
-            norm_params,
-            norm_stats,
-            inputs,
-            is_training,
-            momentum=batch_norm_momentum,
-            axis_name=axis_name,
+            norm_params, norm_stats, inputs, is_training, momentum=batch_norm_momentum, axis_name=axis_name
         )
 
     def branch(branch_params, branch_stats, inputs, stride):

@@ -31,9 +31,6 @@ from . import layers, stages
 STAGE_CHANNELS = (16, 32, 64)
 STAGE_STRIDES = (1, 2, 2)
 
-# Whether jax.jvp of `apply` works, alone and nested with jax.grad.
-FORWARD_MODE = True
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -109,12 +106,7 @@ def apply(
 
     def norm_relu(norm_params, norm_stats, inputs):
         outputs, new_stats = layers.batch_norm(
-            norm_params,
-            norm_stats,
-            inputs,
-            is_training,
-            momentum=batch_norm_momentum,
-            axis_name=axis_name,
+            norm_params, norm_stats, inputs, is_training, momentum=batch_norm_momentum, axis_name=axis_name
         )
         return jax.nn.relu(outputs), new_stats
 

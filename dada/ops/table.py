@@ -84,9 +84,7 @@ _APPLY_DRAWN = {
     "RandCutout60": lambda image, value, center: crop.box(image, crop.HALF_SIDE_60, center),
     "RandCrop": lambda image, value, center: crop.crop(image, center),
     "RandResizeCrop": lambda image, value, center: crop.resized_crop(
-        image,
-        center.astype(jnp.int32),
-        1 + jnp.stack(jnp.divmod(value.astype(jnp.int32), image.shape[1])),
+        image, center.astype(jnp.int32), 1 + jnp.stack(jnp.divmod(value.astype(jnp.int32), image.shape[1]))
     ),
 }
 
@@ -212,10 +210,7 @@ _SPACES = {
     "ddas": (*_DDAS_SINGLE, _DDAS_ROTATE, *_DDAS_MOVES, *_DDAS_ENHANCERS),
     "ddas_imagenet": _DDAS_IMAGENET,
     "ddas_68": _DDAS_IMAGENET,
-    "ddas_sanity": (
-        *(*_DDAS_SINGLE, *_without_magnitude("Rotate90")),
-        *(*_DDAS_MOVES, *_DDAS_ENHANCERS),
-    ),
+    "ddas_sanity": (*(*_DDAS_SINGLE, *_without_magnitude("Rotate90")), *(*_DDAS_MOVES, *_DDAS_ENHANCERS)),
 }
 
 SPACE_NAMES: tuple[str, ...] = tuple(_SPACES)

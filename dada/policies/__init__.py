@@ -20,7 +20,7 @@ from .policy import (
     top_k,
     validate,
 )
-from .summary import format_table, op_mass
+from .summary import format_table, layer_shares, op_mass
 
 __all__ = [
     "Layers",
@@ -31,6 +31,7 @@ __all__ = [
     "format_table",
     "from_sequences",
     "identity",
+    "layer_shares",
     "load",
     "op_mass",
     "random_policy",

@@ -1,4 +1,4 @@
-"""The dynamic policy of DDAS: smoothing of what the search found, and its frozen forms.
+"""The frozen forms of a DDAS policy.
 
 A training of E epochs replays the T epochs of a schedule in order, E / T epochs each
 (`policy_training`). T epochs, K candidates.

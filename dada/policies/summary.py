@@ -37,6 +37,11 @@ def op_mass(policy: Policy) -> dict[str, float]:
     return dict(zip([row.name for row in space(policy).rows], total.tolist()))
 
 
+def layer_shares(policy: Policy) -> np.ndarray:
+    """Probability of every op in every layer of a policy of kind "layers", over all levels, [K, R]."""
+    return _mass(policy)
+
+
 def _describe(row, probability, level, value):
     text = f"{row.name} {probability:.2f}"
     if not row.unit:

@@ -1,5 +1,6 @@
-"""Losses of the network in a bi-level step, one for each image, in the form that `bilevel` takes."""
+"""What the steps of DADA and DDAS have in common besides `bilevel`: losses, the inner step, metrics."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,25 +34,41 @@ def training_losses(
 
 
 def clean_losses(
-    apply: Callable[[Any, jax.Array], jax.Array],
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    batch: sgd.Batch,
+    apply: Callable[[Any, jax.Array], jax.Array], config: Any, batch: sgd.Batch
 ) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
-    """Cross-entropy of a batch that no policy has touched.
+    """Cross-entropy of a batch that no policy has touched: params -> ([B] losses, accuracy []).
 
     Args:
       apply: (params, normalised images) -> logits [B, C].
-      mean, std: per channel, of images in [0, 1].
+      config: has `mean` and `std`, per channel, of images in [0, 1].
       batch: images uint8 [B, H, W, 3] and labels; this device's part.
-
-    Returns:
-      params -> ([B] losses, accuracy []).
     """
-    images = augment.normalize(batch.images, mean, std)
+    images = augment.normalize(batch.images, config.mean, config.std)
 
     def losses(params):
         logits = apply(params, images)
         return sgd.cross_entropy(logits, batch.labels), sgd.accuracy(logits, batch.labels)
 
     return losses
+
+
+def inner_step(config: Any, train: sgd.TrainState, learning_rate: jax.Array, **more) -> Callable:
+    """The update of the network: gradient -> (theta', momentum); `more` goes to `sgd.sgd_update`."""
+    names = ("weight_decay", "momentum_decay", "clip_norm")
+    settings = {name: getattr(config, name) for name in names} | more
+    return functools.partial(
+        sgd.sgd_update, train.params, train.momentum, learning_rate=learning_rate, **settings
+    )
+
+
+def metrics(
+    train: tuple[jax.Array, jax.Array], valid: tuple[jax.Array, jax.Array], axis_name: str | None, **more
+) -> dict[str, jax.Array]:
+    """Loss of the whole batch and accuracy of this device's part, of both batches, and `more` as it is."""
+    parts = {"train": train, "valid": valid}
+    accuracies = sgd.mean_of_devices({name: accuracy for name, (_, accuracy) in parts.items()}, axis_name)
+    return {
+        **{f"{name}_loss": loss for name, (loss, _) in parts.items()},
+        **{f"{name}_accuracy": accuracy for name, accuracy in accuracies.items()},
+        **more,
+    }

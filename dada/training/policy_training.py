@@ -82,13 +82,12 @@ class Config:
     crop_padding: int = 4
     flip: bool = True
     cutout_length: int = 16
-    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
+    mean: tuple[float, float, float] = augment.CIFAR_MEAN
+    std: tuple[float, float, float] = augment.CIFAR_STD
 
     def __post_init__(self):
         checks.check_choices(
-            self,
-            {"policy_position": POSITIONS, "schedule": SCHEDULES, "dtype": ("float32", "bfloat16")},
+            self, {"policy_position": POSITIONS, "schedule": SCHEDULES, "dtype": ("float32", "bfloat16")}
         )
         if self.schedule == "step" and not self.decay_epochs:
             raise ValueError("decay_epochs: got none, expected one or more for the step schedule")
@@ -133,11 +132,7 @@ def learning_rate(config: Config, step: int | jax.Array) -> jax.Array:
 
 
 def network_input(
-    keys: Keys,
-    config: Config,
-    images: jax.Array,
-    epoch: jax.Array | None,
-    axis_name: str | None = None,
+    keys: Keys, config: Config, images: jax.Array, epoch: jax.Array | None, axis_name: str | None = None
 ) -> jax.Array:
     """Augments and normalises a batch in the order of the recipe.
 
@@ -271,9 +266,7 @@ def _weight_decays(config, params):
         return isinstance(node, dict) and "scale" in node
 
     return jax.tree.map(
-        lambda node: 0.0 if is_batch_norm(node) else config.weight_decay,
-        params,
-        is_leaf=is_batch_norm,
+        lambda node: 0.0 if is_batch_norm(node) else config.weight_decay, params, is_leaf=is_batch_norm
     )
 
 

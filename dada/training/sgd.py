@@ -237,10 +237,7 @@ def eval_step(
       {"loss", "accuracy"}: scalars, means over the batch of all devices.
     """
     logits, _ = apply(state.params, state.batch_stats, images, False, axis_name=axis_name)
-    metrics = {
-        "loss": jnp.mean(cross_entropy(logits, labels)),
-        "accuracy": accuracy(logits, labels),
-    }
+    metrics = {"loss": jnp.mean(cross_entropy(logits, labels)), "accuracy": accuracy(logits, labels)}
     return mean_of_devices(metrics, axis_name)
 
 

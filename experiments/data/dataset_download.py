@@ -109,9 +109,7 @@ def _receive(source, part, have):
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             have = 0  # The server does not resume: it sends the file from its start.
-        progress = tqdm.tqdm(
-            total=source.num_bytes, initial=have, unit="B", unit_scale=True, desc=part.stem
-        )
+        progress = tqdm.tqdm(total=source.num_bytes, initial=have, unit="B", unit_scale=True, desc=part.stem)
         with progress, open(part, "ab" if have else "wb") as file:
             while have < source.num_bytes:
                 chunk = response.read(min(_CHUNK, source.num_bytes - have))

@@ -61,9 +61,7 @@ def _read_mat(path):
         images, labels = content["X"], content["y"].reshape(-1)
     # As above: a damaged file makes the parser fail in many ways.
     except Exception as error:
-        raise ValueError(
-            f"{path}: not a readable MATLAB file with variables X and y: {error!r}"
-        ) from error
+        raise ValueError(f"{path}: not a readable MATLAB file with variables X and y: {error!r}") from error
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, labels.size) or not labels.size:
         raise ValueError(
             f"{path}: X is {images.dtype} {list(images.shape)} for {labels.size} labels, "
@@ -121,8 +119,7 @@ def _check_arrays(images, labels, where):
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"{where} has labels {labels.dtype} {list(labels.shape)}, "
-            f"expected integers [{len(images)}]"
+            f"{where} has labels {labels.dtype} {list(labels.shape)}, expected integers [{len(images)}]"
         )
     if grey:
         images = np.repeat(images.reshape(*images.shape[:3], 1), 3, axis=-1)
@@ -164,9 +161,7 @@ def read_image_folder(root, image_size=None):
             if path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not files:
-            raise FileNotFoundError(
-                f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in its class folders"
-            )
+            raise FileNotFoundError(f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in its class folders")
         images = []
         for path, _ in tqdm.tqdm(files, desc=folder.name, unit="image", disable=None):
             images.append(_decode_image(path, image_size))

@@ -14,16 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dada import augment
 from experiments.data import cifar_files, dataset_download, dataset_files
 
-EMBEDDED = pathlib.Path(__file__).parent / "data" / "fashion_mnist_5k.npz"
+EMBEDDED = pathlib.Path(__file__).parent / "fashion_mnist_5k.npz"
 # Training images that are kept: the sets on which the papers search, and a quarter of the embedded one, which
 # even the smallest network overfits within minutes.
 REDUCED = {"reduced_cifar10": 4000, "reduced_cifar100": 4000, "reduced_svhn": 1000, "reduced_embedded": 1000}
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
 NAMES = ("embedded", *NUM_CLASSES, *REDUCED)
-_CIFAR_MEAN = np.array([0.4914, 0.4822, 0.4465], np.float32)
-_CIFAR_STD = np.array([0.2023, 0.1994, 0.2010], np.float32)
 _DOWNLOADS = {
     "cifar10": ("cifar-10-binary.tar.gz",),
     "cifar100": ("cifar-100-python.tar.gz",),
@@ -78,7 +77,8 @@ def load(name, data_dir=None, download=False, image_size=None):
     base = name.removeprefix("reduced_")
     if base in NUM_CLASSES:
         arrays = _read_official(name, data_dir, download)
-        num_classes, mean, std = NUM_CLASSES[base], _CIFAR_MEAN, _CIFAR_STD
+        num_classes = NUM_CLASSES[base]
+        mean, std = (np.array(values, np.float32) for values in (augment.CIFAR_MEAN, augment.CIFAR_STD))
     else:
         if base == "embedded":
             arrays = _pad(dataset_files.read_npz(EMBEDDED))
@@ -101,14 +101,7 @@ def load(name, data_dir=None, download=False, image_size=None):
         labels.astype(np.int32) for labels in (arrays.train_labels, arrays.test_labels)
     )
     return Dataset(
-        name,
-        arrays.train_images,
-        train_labels,
-        arrays.test_images,
-        test_labels,
-        num_classes,
-        mean,
-        std,
+        name, arrays.train_images, train_labels, arrays.test_images, test_labels, num_classes, mean, std
     )
 
 
@@ -116,8 +109,7 @@ def _pad(arrays):
     """28 x 28 to 32 x 32, with black."""
     padding = ((0, 0), (2, 2), (2, 2), (0, 0))
     return arrays._replace(
-        train_images=np.pad(arrays.train_images, padding),
-        test_images=np.pad(arrays.test_images, padding),
+        train_images=np.pad(arrays.train_images, padding), test_images=np.pad(arrays.test_images, padding)
     )
 
 
@@ -146,9 +138,7 @@ def _reduce(name, arrays):
             f"{name}: got {len(arrays.train_labels)} training images, expected more than {REDUCED[name]}"
         )
     kept, _ = stratified_split(arrays.train_labels, left_out)
-    return arrays._replace(
-        train_images=arrays.train_images[kept], train_labels=arrays.train_labels[kept]
-    )
+    return arrays._replace(train_images=arrays.train_images[kept], train_labels=arrays.train_labels[kept])
 
 
 def _download(name, base, data_dir):
@@ -190,9 +180,7 @@ def _count_classes(name, arrays):
         )
     lowest, highest = arrays.test_labels.min(), arrays.test_labels.max()
     if lowest < 0 or highest >= num_classes:
-        raise ValueError(
-            f"{name}: test labels from {lowest} to {highest}, expected 0 to {num_classes - 1}"
-        )
+        raise ValueError(f"{name}: test labels from {lowest} to {highest}, expected 0 to {num_classes - 1}")
     return num_classes
 
 
@@ -259,10 +247,7 @@ def stratified_split(labels, test_size, seed=0):
         shuffled = indices[generator.permutation(len(indices))]
         train.append(shuffled[:in_train])
         test.append(shuffled[in_train : in_train + in_test])
-    return (
-        generator.permutation(np.concatenate(train)),
-        generator.permutation(np.concatenate(test)),
-    )
+    return (generator.permutation(np.concatenate(train)), generator.permutation(np.concatenate(test)))
 
 
 def _proportional_counts(counts, total, generator):

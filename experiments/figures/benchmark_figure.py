@@ -5,8 +5,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments.figures import figure_style
 from experiments.measure import benchmark_report
@@ -24,22 +22,19 @@ _COSTS = {
 }
 
 
-def draw(results: dict[str, Any], path: str | os.PathLike) -> pathlib.Path:
-    """Draws the content of benchmark.json; returns the path of the PNG."""
+def draw(results: dict[str, Any], path: str | os.PathLike) -> pathlib.Path | None:
+    """Draws what benchmark.json has of two parts; returns the path of the PNG, or None without both."""
+    panels = {"augment": (_augment_panel, 1.0), "steps": (_steps_panel, 1.25)}
+    shown = [name for name in panels if name in results]
+    if not shown:
+        return None
     environment = results["environment"]
     with figure_style.style():
-        layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)
-        figure = Figure(figsize=(figure_style.PAGE_WIDTH, _HEIGHT), layout=layout)
         title = f"{benchmark_report.device(environment)}, jax {environment['jax']}"
-        figure.suptitle(title, x=0.015, ha="left", fontsize=9)
-        panels = figure.subplots(1, 2, width_ratios=[1, 1.25])
-        for axes, key, write in zip(panels, ("augment", "steps"), (_augment_panel, _steps_panel)):
-            part = results.get(key)
-            if part:
-                write(axes, part)
-            else:
-                axes.set_axis_off()
-                axes.text(0.5, 0.5, f"{key}: {benchmark_report.NOT_RUN}", ha="center")
+        figure = figure_style.titled(title, _HEIGHT)
+        widths = [panels[name][1] for name in shown]
+        for name, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False, width_ratios=widths)[0]):
+            panels[name][0](axes, results[name])
         return figure_style.save(path, figure)
 
 
@@ -72,21 +67,21 @@ def _steps_panel(axes, part):
     for name, costs in part["dada"].items():
         start = place
         for method, bars in _COSTS.items():
-            found = costs if method == "dada" else part["ddas"][name]
+            bar_costs = costs if method == "dada" else part["ddas"][name]
             for key, label, color in bars:
-                axes.bar(place, found[key], 0.8, color=color, label=None if label in labelled else label)
+                axes.bar(place, bar_costs[key], 0.8, color=color, label=None if label in labelled else label)
                 # DDAS inside its bars, clear of the lines of the operation counts.
                 inside = {"va": "top", "color": "white", "weight": "bold"}
                 side = inside if method == "ddas" else {"va": "bottom"}
-                text = f"{found[key]:.1f}"
-                axes.text(place, found[key], text, ha="center", fontsize=figure_style.SMALL, **side)
+                text = f"{bar_costs[key]:.1f}"
+                axes.text(place, bar_costs[key], text, ha="center", fontsize=figure_style.SMALL, **side)
                 labelled.add(label)
                 place += 1
             if method == "ddas":
                 for column, count in ((place - 2, "operation_count_image"), (place - 1, "operation_count")):
                     line = {"color": figure_style.INK, "linewidth": 1.4}
                     label = "operation count" if "operation count" not in labelled else None
-                    axes.hlines(found[count], column - 0.45, column + 0.45, label=label, **line)
+                    axes.hlines(bar_costs[count], column - 0.45, column + 0.45, label=label, **line)
                     labelled.add("operation count")
         ticks[(start + place - 1) / 2] = name.upper().replace("_", "-")
         place += 1

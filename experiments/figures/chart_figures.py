@@ -7,8 +7,6 @@ R ops, T logged steps. A distribution is a `policy_space.Parameters` of probabil
 import matplotlib
 import numpy as np
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from dada import ops
@@ -16,7 +14,6 @@ from dada.searches.dada import space as policy_space
 from experiments.figures import figure_style
 
 _LEADING = len(figure_style.SERIES)
-_HOLLOW = {"markerfacecolor": "white", "markeredgecolor": figure_style.INK, "markersize": 4}
 
 
 def curves(title, metrics, op_names, initial_mass, planted=None):
@@ -34,7 +31,7 @@ def curves(title, metrics, op_names, initial_mass, planted=None):
     """
     temperature = metrics.get("temperature", np.zeros(1))  # not of every method
     is_annealed = np.nanmax(temperature) > np.nanmin(temperature)
-    figure = _figure(title, 5.8)
+    figure = figure_style.titled(title, 5.8)
     upper, lower = figure.subfigures(2, 1, height_ratios=[1, 1.1])
     left, right = lower.subfigures(1, 2, width_ratios=[2.3, 1])
     axes = dict(zip(("loss", "accuracy"), upper.subplots(1, 2)))
@@ -57,7 +54,10 @@ def curves(title, metrics, op_names, initial_mass, planted=None):
     if is_annealed:
         _line(axes["temperature"], steps, temperature, figure_style.INK)
         axes["temperature"].set(title="Temperature", ylabel="temperature")
-    _mass_curves(axes["mass"], steps, metrics["op_mass"], op_names, initial_mass, planted)
+    axes["mass"].set(title="Op mass", ylabel="expected applications per image")
+    start = np.mean(initial_mass), "mean at the start"
+    is_planted = [name == planted for name in op_names]
+    leading_lines(axes["mass"], steps, metrics["op_mass"], op_names, is_planted, start)
     for panel in axes.values():
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.set(xlabel="search step", xlim=(0, 1.02 * steps[-1]))
@@ -75,7 +75,7 @@ def training_curves(title, metrics, best):
     Returns:
       matplotlib Figure.
     """
-    figure = _figure(title, 3.0)
+    figure = figure_style.titled(title, 3.0)
     loss, error, rate = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
     epochs = metrics["epoch"]
     for split, color, label in (
@@ -89,16 +89,9 @@ def training_curves(title, metrics, best):
     error.set(title="Error", ylabel="% wrong", ylim=(0, None))
     test_error = 100.0 * (1.0 - metrics["test_accuracy"])
     for index, name in ((best, "best"), (len(epochs) - 1, "last")):
-        error.plot(epochs[index], test_error[index], "o" if name == "last" else "D", **_HOLLOW)
-    error.text(
-        0.97,
-        0.97,
-        f"last (circle) {test_error[-1]:.2f}\nbest (diamond) {test_error[best]:.2f}",
-        transform=error.transAxes,
-        ha="right",
-        va="top",
-        fontsize=8,
-    )
+        error.plot(epochs[index], test_error[index], "o" if name == "last" else "D", **figure_style.HOLLOW)
+    text = f"last (circle) {test_error[-1]:.2f}\nbest (diamond) {test_error[best]:.2f}"
+    error.text(0.97, 0.97, text, transform=error.transAxes, ha="right", va="top", fontsize=8)
     _line(rate, epochs, metrics["learning_rate"], figure_style.INK)
     rate.set(title="Learning rate", ylabel="at the end of the epoch", ylim=(0, None))
     for panel in (loss, error, rate):
@@ -107,35 +100,34 @@ def training_curves(title, metrics, best):
     return figure
 
 
-def _figure(title, height):
-    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)
-    figure = Figure(figsize=(figure_style.PAGE_WIDTH, height), layout=layout)
-    figure.suptitle(title, x=0.015, ha="left", fontsize=9.5, weight="bold")
-    return figure
+def leading_lines(axes, steps, values, labels, is_planted, start):
+    """Draws the lines that end highest in colour, the others faintly, and the value at the start.
 
-
-def _mass_curves(axes, steps, mass, op_names, initial_mass, planted):
-    axes.set(title="Op mass", ylabel="expected applications per image")
-    order = np.argsort(-mass[-1], kind="stable")
+    Args:
+      axes: matplotlib Axes.
+      steps: [T].
+      values: [T, N].
+      labels: N texts.
+      is_planted: N bools, whether a line is that of the planted op.
+      start: (value, label).
+    """
+    order = np.argsort(-values[-1], kind="stable")
     for index in order[_LEADING:]:
-        axes.plot(steps, mass[:, index], color=figure_style.FAINT, linewidth=0.8)
+        _line(axes, steps, values[:, index], figure_style.FAINT, linewidth=0.8)
     colors = iter(figure_style.SERIES)
     for index in order[:_LEADING]:
-        is_planted = op_names[index] == planted
-        color = figure_style.HIGHLIGHT if is_planted else next(colors)
-        label = f"{op_names[index]}\n(planted)" if is_planted else op_names[index]
-        _line(axes, steps, mass[:, index], color, label)
+        color = figure_style.HIGHLIGHT if is_planted[index] else next(colors)
+        label = f"{labels[index]}\n(planted)" if is_planted[index] else labels[index]
+        _line(axes, steps, values[:, index], color, label)
     if len(order) > _LEADING:
         axes.plot([], [], color=figure_style.FAINT, label=f"{len(order) - _LEADING} others")
-    start = {"color": figure_style.INK, "linewidth": 1, "linestyle": (0, (4, 3))}
-    axes.axhline(np.mean(initial_mass), label="mean at the start", **start)
+    axes.axhline(start[0], label=start[1], **figure_style.START_LINE)
     axes.set_ylim(bottom=0)
-    # Outside, in the order of the ends of the lines: no label can cover a line.
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
+    figure_style.legend_beside(axes)
 
 
-def _line(axes, steps, values, color, label=None):
-    axes.plot(steps, values, color=color, label=label, marker="o" if len(steps) == 1 else None)
+def _line(axes, steps, values, color, label=None, **style):
+    axes.plot(steps, values, color=color, label=label, marker="o" if len(steps) == 1 else None, **style)
 
 
 def _noisy_line(axes, steps, values, color, label):
@@ -148,14 +140,13 @@ def _noisy_line(axes, steps, values, color, label):
     _line(axes, np.convolve(steps, kernel, "valid"), np.convolve(values, kernel, "valid"), color, label)
 
 
-def learned_policy(title, space, distribution, is_pairs, policy_mass, initial_mass, planted=None):
+def learned_policy(title, space, distribution, policy_mass, initial_mass, planted=None):
     """Draws op mass, probability and level of every op and, for pairs, the weights of all pairs.
 
     Args:
       title: title of the page.
       space: the SearchSpace, R rows.
       distribution: policy_space.Parameters of probabilities and levels.
-      is_pairs: whether the policy space is "pairs".
       policy_mass: [R], expected applications per image under the policy file, which keeps the heaviest pairs.
       initial_mass: [R], the same under the distribution before the first step.
       planted: name of the planted op, or None.
@@ -164,14 +155,15 @@ def learned_policy(title, space, distribution, is_pairs, policy_mass, initial_ma
       matplotlib Figure.
     """
     num_ops = len(space.rows)
-    entries = _entries(distribution, num_ops, is_pairs)
+    is_pairs = _is_pairs(distribution)
+    entries = _entries(distribution, num_ops)
     mass = np.sum(entries[0] * entries[1], axis=0)
     order = np.argsort(-mass, kind="stable")
     names = [space.rows[index].name for index in order]
     bars_height = 1.5 + 0.19 * num_ops
     map_height = 1.2 + 0.23 * num_ops
     height = bars_height + (map_height if is_pairs else 0)
-    figure = _figure(title, height)
+    figure = figure_style.titled(title, height)
     if is_pairs:
         upper, lower = figure.subfigures(2, 1, height_ratios=[bars_height, map_height])
         _pair_map(lower, names, _pair_matrix(distribution, order))
@@ -211,7 +203,7 @@ def _mass_bars(axes, names, mass, policy_mass, initial_mass, planted):
     bars = axes.barh(lines, mass, color=figure_style.TRAIN, height=0.7, label="learned distribution")
     is_planted = np.array(names) == planted
     axes.barh(lines[is_planted], mass[is_planted], color=figure_style.HIGHLIGHT, height=0.7)
-    (file,) = axes.plot(policy_mass, lines, "D", **_HOLLOW, label="policy file")
+    (file,) = axes.plot(policy_mass, lines, "D", **figure_style.HOLLOW, label="policy file")
     # One tick per bar: the start differs between ops in some policy spaces.
     start = axes.vlines(
         initial_mass, lines - 0.5, lines + 0.5, color=figure_style.INK, linewidth=1.2, label="at the start"
@@ -230,10 +222,14 @@ def _dots(axes, spread, shown):
     axes.plot(mean, lines, "o", color=figure_style.TRAIN, markersize=4.5)
 
 
-def _entries(distribution, num_ops, is_pairs):
+def _is_pairs(distribution):
+    return distribution.op.shape[1] == 1
+
+
+def _entries(distribution, num_ops):
     """Share, application probability and level of every op in every slot, [slots of a policy, R] each."""
     op, application, level = (np.asarray(leaf, np.float64) for leaf in distribution)
-    if is_pairs:
+    if _is_pairs(distribution):
         member = np.eye(num_ops)[policy_space.pair_table(num_ops)]
         shares = op[0, 0][:, None, None] * member
     else:

@@ -10,14 +10,10 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from dada import ops
-from experiments.figures import figure_style, finished_search
-
-_LEADING = len(figure_style.SERIES)
-_START = {"color": figure_style.INK, "linewidth": 1, "linestyle": (0, (4, 3))}
+from experiments.figures import chart_figures, figure_style, finished_search
 
 
 def draw(run: finished_search.FinishedSearch, what: str) -> dict[str, Figure]:
@@ -30,13 +26,6 @@ def draw(run: finished_search.FinishedSearch, what: str) -> dict[str, Figure]:
     return {"policy": _candidates(run, what), "p_tp": _p_tp(run, what)}
 
 
-def _figure(title, height):
-    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)
-    figure = Figure(figsize=(figure_style.PAGE_WIDTH, height), layout=layout)
-    figure.suptitle(title, x=0.015, ha="left", fontsize=9.5, weight="bold")
-    return figure
-
-
 def _epoch_times(run):
     """When the policy was read, in epochs done: at the end of each, or at its start."""
     count = len(run.policy.content.p_tp)
@@ -47,7 +36,7 @@ def _epoch_times(run):
 
 
 def _p_tp(run, what):
-    figure = _figure(f"Probability of augmenting an image at all: {what}", 2.9)
+    figure = figure_style.titled(f"Probability of augmenting an image at all: {what}", 2.9)
     axes = figure.subplots()
     epochs = run.metrics["step"] / run.summary["steps_per_epoch"]
     axes.plot(epochs, run.metrics["p_tp"], color=figure_style.TRAIN, label="search, after every step")
@@ -55,13 +44,13 @@ def _p_tp(run, what):
         _epoch_times(run),
         run.policy.content.p_tp,
         "o",
-        **{"markerfacecolor": "white", "markeredgecolor": figure_style.INK, "markersize": 4},
+        **figure_style.HOLLOW,
         label="policy file, an entry per epoch",
     )
-    axes.axhline(run.summary["p_tp_initial"], label="at the start", **_START)
+    axes.axhline(run.summary["p_tp_initial"], label="at the start", **figure_style.START_LINE)
     axes.set(xlabel="epoch of the search", ylabel="p_tp", ylim=(0, 1.02), xlim=(0, 1.02 * epochs[-1]))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
+    figure_style.legend_beside(axes)
     return figure
 
 
@@ -71,7 +60,7 @@ def _candidates(run, what):
     planted = run.planted.name if run.planted else None
     map_height = 0.9 + 0.19 * num_ops
     title = f"The {len(content.row)} candidate ops, p_o: {what}"
-    figure = _figure(title, map_height + 3.0)
+    figure = figure_style.titled(title, map_height + 3.0)
     upper, lower = figure.subfigures(2, 1, height_ratios=[map_height, 3.0])
     shown = sorted({0, (len(content.p_o) - 1) // 2, len(content.p_o) - 1})
     panels = upper.subplots(1, len(shown), sharey=True, squeeze=False)[0]
@@ -96,8 +85,8 @@ def _by_op(run, p_o):
     rows = run.policy.content.row
     table = np.zeros((len(run.space.rows), np.bincount(rows).max()))
     for row in range(len(table)):
-        own = p_o[rows == row]
-        table[row, : len(own)] = own
+        of_op = p_o[rows == row]
+        table[row, : len(of_op)] = of_op
     return table
 
 
@@ -136,22 +125,10 @@ def _labels(run):
 
 
 def _evolution(axes, run, planted):
-    content = run.policy.content
-    epochs, labels = _epoch_times(run), _labels(run)
-    order = np.argsort(-content.p_o[-1], kind="stable")
-    marker = "o" if len(epochs) == 1 else None
-    for index in order[_LEADING:]:
-        axes.plot(epochs, content.p_o[:, index], color=figure_style.FAINT, linewidth=0.8, marker=marker)
-    colors = iter(figure_style.SERIES)
-    for index in order[:_LEADING]:
-        is_planted = run.space.rows[content.row[index]].name == planted
-        color = figure_style.HIGHLIGHT if is_planted else next(colors)
-        label = f"{labels[index]}\n(planted)" if is_planted else labels[index]
-        axes.plot(epochs, content.p_o[:, index], color=color, label=label, marker=marker)
-    if len(order) > _LEADING:
-        axes.plot([], [], color=figure_style.FAINT, label=f"{len(order) - _LEADING} others")
-    axes.axhline(1.0 / len(order), label="uniform, as at the start", **_START)
+    content, epochs = run.policy.content, _epoch_times(run)
+    is_planted = [run.space.rows[row].name == planted for row in content.row]
+    start = 1.0 / len(content.row), "uniform, as at the start"
     axes.set(title="p_o over the epochs", xlabel="epoch of the search", ylabel="probability of a draw")
-    axes.set(ylim=(0, None), xlim=(0, 1.02 * max(epochs[-1], 1)))
+    chart_figures.leading_lines(axes, epochs, content.p_o, _labels(run), is_planted, start)
+    axes.set_xlim(0, 1.02 * max(epochs[-1], 1))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)

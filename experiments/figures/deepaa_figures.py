@@ -1,12 +1,10 @@
-"""Figures of DeepAA policies, published or found: python -m experiments.deepaa_figures POLICY ... FOLDER
+"""Figures of DeepAA: of some policies of kind "layers", or of a finished search.
 
-    FOLDER/operations.png         share of every op in every layer, a panel for each policy
-    FOLDER/magnitudes_POLICY.png  distribution of the level of every op in every layer
+    operations.png    share of every op in every layer, a panel for each policy
+    magnitudes.png    distribution of the level of every op in every layer
+    curves.png        of a search: cosine, Identity and leading ops of the layers over the steps
 
-POLICY is a shipped name or the path of a policy.json of kind "layers". The same figures as in the README of
-DeepAA, with one colour for each op throughout. A search draws them of its own policy, and
-
-    RUN/figures/curves.png        cosine, Identity, entropy and leading ops of the layers over the steps
+The first two are as in the README of DeepAA, with one colour for each op throughout.
 """
 
 import os
@@ -15,14 +13,13 @@ import pathlib
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from dada import ops
-from dada.policies import policy
+from dada import ops, policies
 from experiments.figures import figure_style
-from experiments.runs import command_line, run_folder
+from experiments.runs import run_folder
 
 _MAGNITUDE_ROW = 0.42  # inches
+_PADS = (0.04, 0.02)  # inches between panels
 _LAYERS_SHOWN = 5  # room for as many, so that bars do not become as wide as the page
 _HEADROOM = 1.4  # above the bars, for the share of the op
 
@@ -32,30 +29,24 @@ _BASE_OPS = [row.name for row in ops.search_space("deepaa").rows]
 _COLORS = dict(zip((*_BASE_OPS, *ops.RANDOM_OPS), matplotlib.colormaps["tab20"].colors, strict=True))
 
 
-def shares(found: policy.Policy) -> np.ndarray:
-    """Probability of every op in every layer, summed over its levels, [K, R]."""
-    content = found.content
-    return content.probability @ np.eye(len(policy.space(found).rows))[content.row]
-
-
-def operations(title: str, policies: dict[str, policy.Policy]) -> Figure:
+def operations(title: str, shown: dict[str, policies.Policy]) -> Figure:
     """Draws a stacked bar for each layer, ops from the bottom in the order of the search space.
 
     Args:
       title: title of the page.
-      policies: by the name that stands above the panel; ops are told apart by name.
+      shown: by the name that stands above the panel; ops are told apart by name.
 
     Returns:
       matplotlib Figure.
     """
-    figure = _figure(title, 4.2)
-    panels = figure.subplots(1, len(policies), sharey=True, squeeze=False)[0]
+    figure = figure_style.titled(title, 4.2, _PADS)
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     handles = {}
-    for panel, (label, found) in zip(panels, policies.items()):
-        percent = 100 * shares(found)
+    for panel, (label, policy) in zip(panels, shown.items()):
+        percent = 100 * policies.layer_shares(policy)
         layers = np.arange(1, len(percent) + 1)
         bottom = np.zeros(len(percent))
-        for row, column in zip(policy.space(found).rows, percent.T):
+        for row, column in zip(policies.space(policy).rows, percent.T):
             style = {"color": _color(row.name), "edgecolor": "white", "linewidth": 0.4}
             handles[row.name] = panel.bar(layers, column, 0.62, bottom, **style)
             bottom += column
@@ -69,22 +60,22 @@ def operations(title: str, policies: dict[str, policy.Policy]) -> Figure:
     return figure
 
 
-def magnitudes(title: str, found: policy.Policy) -> Figure:
+def magnitudes(title: str, policy: policies.Policy) -> Figure:
     """Draws the distribution of the level of every op with a magnitude, given the op, in every layer.
 
     Args:
       title: title of the page.
-      found: a policy of kind "layers".
+      policy: of kind "layers".
 
     Returns:
       matplotlib Figure. The bars of an op in a layer add up to 1; they are pale where the op is rarer than an
       action of a uniform layer.
     """
-    space, content = policy.space(found), found.content
+    space, content = policies.space(policy), policy.content
     rows = [index for index, row in enumerate(space.rows) if row.unit]
-    share = shares(found)
+    share = policies.layer_shares(policy)
     num_layers = len(share)
-    figure = _figure(title, 1.1 + _MAGNITUDE_ROW * len(rows))
+    figure = figure_style.titled(title, 1.1 + _MAGNITUDE_ROW * len(rows), _PADS)
     axes = figure.subplots(len(rows), num_layers, sharey="col", squeeze=False)
     for line, row in enumerate(rows):
         op, member = space.rows[row], content.row == row
@@ -99,28 +90,17 @@ def magnitudes(title: str, found: policy.Policy) -> Figure:
             panel.set_xticks([])
             panel.tick_params(axis="y", labelsize=figure_style.SMALL, length=2)
             panel.locator_params(axis="y", nbins=2)
-            panel.text(
-                0.985,
-                0.97,
-                f"{100 * share[layer, row]:.2g} %",
-                transform=panel.transAxes,
-                ha="right",
-                va="top",
-                fontsize=figure_style.SMALL - 1,
-            )
+            corner = {"transform": panel.transAxes, "ha": "right", "va": "top"}
+            text = f"{100 * share[layer, row]:.2g} %"
+            panel.text(0.985, 0.97, text, fontsize=figure_style.SMALL - 1, **corner)
             if line == 0:
                 panel.set_title(f"Layer {layer + 1}")
             if line == len(rows) - 1:
                 panel.set_xlabel("level", labelpad=2)
         value = op.low + levels[[0, -1]] * (op.high - op.low)
         ends = [figure_style.value_text(op._replace(random_sign=False), end) for end in value]
-        axes[line, 0].set_ylabel(
-            f"{op.name}\n{ends[0]} to {ends[1]}",
-            rotation=0,
-            ha="right",
-            va="center",
-            fontsize=figure_style.SMALL,
-        )
+        left = {"rotation": 0, "ha": "right", "va": "center", "fontsize": figure_style.SMALL}
+        axes[line, 0].set_ylabel(f"{op.name}\n{ends[0]} to {ends[1]}", **left)
     for panel in axes[0]:
         panel.set_ylim(0, _HEADROOM * max(bar.get_height() for other in axes[:, 0] for bar in other.patches))
     return figure
@@ -135,7 +115,7 @@ def curves(title: str, metrics: dict[str, np.ndarray], op_names: list[str], plan
       op_names: R names.
       planted: name of the planted op, or None.
     """
-    figure = _figure(title, 4.6)
+    figure = figure_style.titled(title, 4.6, _PADS)
     upper, lower = figure.subplots(2, 1)
     steps, layer = metrics["step"], metrics["layer"]
     starts = steps[np.flatnonzero(np.diff(layer, prepend=0))]
@@ -156,23 +136,19 @@ def curves(title: str, metrics: dict[str, np.ndarray], op_names: list[str], plan
         panel.set_xlim(0, 1.01 * steps[-1])
         for number, start in enumerate(starts, start=1):
             panel.axvline(start - 1, color=figure_style.NEUTRAL, linewidth=0.8)
-            panel.text(
-                start - 0.5,
-                1.0,
-                f"layer {number}",
-                transform=panel.get_xaxis_transform(),
-                va="top",
-                fontsize=figure_style.SMALL,
-            )
-        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
+            top = {"transform": panel.get_xaxis_transform(), "va": "top", "fontsize": figure_style.SMALL}
+            panel.text(start - 0.5, 1.0, f"layer {number}", **top)
+        figure_style.legend_beside(panel)
     return figure
 
 
 def _by_layer(axes, metrics, values, color, label):
     """A line that is interrupted between layers."""
     for number in np.unique(metrics["layer"]):
-        own = metrics["layer"] == number
-        axes.plot(metrics["step"][own], values[own], color=color, label=label if number == 1 else None)
+        is_layer = metrics["layer"] == number
+        axes.plot(
+            metrics["step"][is_layer], values[is_layer], color=color, label=label if number == 1 else None
+        )
 
 
 def draw_run(run_path: str | os.PathLike) -> list[pathlib.Path]:
@@ -184,62 +160,44 @@ def draw_run(run_path: str | os.PathLike) -> list[pathlib.Path]:
     """
     path = pathlib.Path(run_path)
     run_flags, summary = run_folder.read_flags(path), run_folder.read_summary(path)
-    found, lines = policy.load(path / "policy.json"), run_folder.read_metrics(path)
-    if found.kind != "layers" or not lines or "layers" not in summary:
+    policy, lines = policies.load(path / "policy.json"), run_folder.read_metrics(path)
+    if policy.kind != "layers" or not lines or "layers" not in summary:
         raise ValueError(f"{path}: no layers, expected the folder of a DeepAA search")
     names = ("step", "layer", "cosine", "identity", "op_mass")
     metrics = {name: np.array([line[name] for line in lines], np.float64) for name in names}
     planted = run_flags.get("planted_op", "").partition(":")[0] or None
-    what = f"deepaa {found.preset}, {found.data_set}, seed {found.seed}"
-    op_names = [row.name for row in policy.space(found).rows]
+    what = f"deepaa {policy.preset}, {policy.data_set}, seed {policy.seed}"
+    op_names = [row.name for row in policies.space(policy).rows]
     folder = run_folder.RunFolder(path).figures_path
     with figure_style.style():
         figures = {
-            "operations": operations(f"Share of every op: {what}", {"": found}),
-            "magnitudes": magnitudes(f"Level of every op, given the op and its layer: {what}", found),
+            "operations": operations(f"Share of every op: {what}", {"": policy}),
+            "magnitudes": magnitudes(f"Level of every op, given the op and its layer: {what}", policy),
             "curves": curves(f"The search, step by step: {what}", metrics, op_names, planted),
         }
         return [figure_style.save(folder / f"{name}.png", figure) for name, figure in figures.items()]
 
 
-def draw(folder: pathlib.Path, policies: dict[str, policy.Policy]) -> list[pathlib.Path]:
-    """Draws all figures of some policies into a folder, which is made; returns their paths.
+def draw_policies(folder: str | os.PathLike, names: list[str]) -> list[pathlib.Path]:
+    """Draws some policies, shipped ones or files, into a folder, which is made; returns the paths.
 
     Raises:
-      ValueError: a policy is of another kind.
+      ValueError: no policy has that name, or it is of another kind.
     """
-    for name, found in policies.items():
-        if found.kind != "layers":
-            raise ValueError(f"{name}: got a policy of kind {found.kind!r}, expected 'layers'")
+    shown = {name if "/" not in name else pathlib.Path(name).stem: policies.load(name) for name in names}
+    for name, policy in shown.items():
+        if policy.kind != "layers":
+            raise ValueError(f"{name}: got a policy of kind {policy.kind!r}, expected 'layers'")
+    folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with figure_style.style():
         title = "Share of every op in the layers of the policy"
-        paths = [figure_style.save(folder / "operations.png", operations(title, policies))]
-        for name, found in policies.items():
+        paths = [figure_style.save(folder / "operations.png", operations(title, shown))]
+        for name, policy in shown.items():
             title = f"Level of every op, given the op and its layer: {name}"
-            paths.append(figure_style.save(folder / f"magnitudes_{name}.png", magnitudes(title, found)))
+            paths.append(figure_style.save(folder / f"magnitudes_{name}.png", magnitudes(title, policy)))
     return paths
 
 
 def _color(name):
     return _COLORS.get(name, figure_style.NEUTRAL)
-
-
-def _figure(title, height):
-    layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.02)
-    figure = Figure(figsize=(figure_style.PAGE_WIDTH, height), layout=layout)
-    figure.suptitle(title, x=0.015, ha="left", fontsize=9.5, weight="bold")
-    return figure
-
-
-def main(arguments: list[str]) -> None:
-    if len(arguments) < 2:
-        raise ValueError(f"got {len(arguments)} arguments, expected one or more policies and a folder")
-    *names, folder = arguments
-    policies = {name if "/" not in name else pathlib.Path(name).stem: policy.load(name) for name in names}
-    for path in draw(pathlib.Path(folder), policies):
-        print(path)
-
-
-if __name__ == "__main__":
-    command_line.run(main)

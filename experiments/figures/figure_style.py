@@ -9,7 +9,9 @@ import os
 import pathlib
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from dada import ops
 
@@ -21,6 +23,8 @@ NEUTRAL, FAINT, INK = "#7A7A7A", "#C8C8C8", "#262626"
 SERIES = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 HIGHLIGHT = "#D55E00"  # the planted op, wherever it is shown
 SMALL = 7.0  # points: captions of images; everything else is larger
+START_LINE = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3))}
+HOLLOW = {"markerfacecolor": "white", "markeredgecolor": INK, "markersize": 4}
 
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -54,6 +58,19 @@ def style():
     """Returns a context in which figures have the style of the project, whatever the user's own is."""
     defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
     return matplotlib.rc_context({**defaults, **_STYLE})
+
+
+def titled(title: str, height: float, pads: tuple[float, float] = (0.09, 0.07)) -> Figure:
+    """A figure of the width of a page with a title; its panels are apart by `pads` inches."""
+    layout = ConstrainedLayoutEngine(w_pad=pads[0], h_pad=pads[1])
+    figure = Figure(figsize=(PAGE_WIDTH, height), layout=layout)
+    figure.suptitle(title, x=0.015, ha="left", fontsize=9.5, weight="bold")
+    return figure
+
+
+def legend_beside(axes: Axes) -> None:
+    """A legend right of the axes, in the order of the ends of the lines: no label can cover a line."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
 
 
 def page(height: float):

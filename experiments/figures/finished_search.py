@@ -15,10 +15,7 @@ from dada.searches.dada import space as policy_space
 from experiments.figures import figure_style
 from experiments.runs import run_folder
 
-_CURVES = (
-    *("train_loss", "train_accuracy", "valid_loss", "valid_accuracy"),
-    *("entropy", "op_mass"),
-)
+_CURVES = (*("train_loss", "train_accuracy", "valid_loss", "valid_accuracy"), *("entropy", "op_mass"))
 # Of one method only.
 _METHOD_CURVES = {"dada": ("temperature",), "ddas": ("p_tp",)}
 _METHOD_NUMBERS = {"dada": (), "ddas": ("p_tp_initial", "steps_per_epoch")}
@@ -62,6 +59,8 @@ def read(path: str | os.PathLike) -> FinishedSearch:
     if method not in _METHOD_CURVES:
         known = " or ".join(_METHOD_CURVES)
         raise ValueError(f"{path / 'flags.txt'}: got --method={method}, expected {known}")
+    if method == "dada" and run_flags.get("preset") == "official":
+        run_flags = {"policy_space": "pairs", **run_flags}  # it has no other
     for name in ("dataset", "search_space", *(("policy_space",) if method == "dada" else ())):
         if name not in run_flags:
             raise ValueError(f"{path / 'flags.txt'}: no --{name}, expected the flags of a search")
@@ -96,10 +95,10 @@ def _numbers(path, summary, key, names):
 
 def _read_distribution(path, summary, kind, num_ops):
     expected = jax.eval_shape(lambda: policy_space.init(kind, num_ops))
-    found = summary.get("distribution") or {}
+    distribution = summary.get("distribution") or {}
     leaves = []
     for name, leaf in expected._asdict().items():
-        array = np.array(found.get(name, np.nan), np.float64)
+        array = np.array(distribution.get(name, np.nan), np.float64)
         if array.shape != leaf.shape:
             raise ValueError(
                 f"{path / 'summary.json'}, distribution.{name}: got shape {array.shape}, "

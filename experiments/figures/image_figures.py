@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from dada.ops import table as op_table
+from dada import ops
 from experiments.figures import figure_style
 
 _MARGIN = 0.12
@@ -93,25 +93,25 @@ class OpImages(NamedTuple):
       images: uint8 [H, W, 3] for each value.
     """
 
-    row: op_table.OpRow
+    row: ops.OpRow
     values: list[float]
     images: list[np.ndarray]
 
 
-def ops_sheet(title: str, original: np.ndarray, heads: tuple[str, ...], ops: list[OpImages]):
+def ops_sheet(title: str, original: np.ndarray, heads: tuple[str, ...], sheet: list[OpImages]):
     """Draws all ops of a search space: those with a magnitude over their levels, then the others once.
 
     Args:
       title: title of the page.
       original: uint8 [H, W, 3].
       heads: of the columns.
-      ops: one per row of the search space, in order.
+      sheet: one per row of the search space, in order.
 
     Returns:
       matplotlib Figure.
     """
-    over_levels = [op for op in ops if op.row.unit]
-    once = [op for op in ops if not op.row.unit]
+    over_levels = [op for op in sheet if op.row.unit]
+    once = [op for op in sheet if not op.row.unit]
     num_rows = -(-len(over_levels) // 2)
     label, between = 0.92, 0.2
     block_width = (figure_style.PAGE_WIDTH - 2 * _MARGIN - between) / 2
@@ -144,9 +144,7 @@ def ops_sheet(title: str, original: np.ndarray, heads: tuple[str, ...], ops: lis
     axes.text(_MARGIN, once_top - 0.12, "Without a level:", va="center")
     step = (figure_style.PAGE_WIDTH - 2 * _MARGIN) / per_line
     shown = [("original", original), *((op.row.name, op.images[0]) for op in once)]
-    for (line, column), (name, image) in zip(
-        itertools.product(range(once_lines), range(per_line)), shown
-    ):
+    for (line, column), (name, image) in zip(itertools.product(range(once_lines), range(per_line)), shown):
         x, y = _MARGIN + column * step + (step - width) / 2, once_top + line * row_height
         _place(axes, image, x, y, width, height)
         _caption(axes, x + width / 2, y + height, name)

@@ -8,8 +8,6 @@ import os
 import pathlib
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments.figures import figure_style
 from experiments.summaries import table_cells, table_definition
@@ -31,41 +29,41 @@ def draw(
         [cells[column.key, row.key] for row in definition.rows if (column.key, row.key) in cells]
         for column in definition.columns
     ]
-    run = [found for found in by_column if any(cell.runs for cell in found)]
+    run = [of_column for of_column in by_column if any(cell.runs for cell in of_column)]
     papers = [
-        found for found in by_column if found not in run and len(_paper_points(definition, found[0])) > 1
+        of_column
+        for of_column in by_column
+        if of_column not in run and len(_paper_points(definition, of_column[0])) > 1
     ]
     beside = min(len(papers), _PAPERS_A_LINE)
     lines = -(-len(papers) // _PAPERS_A_LINE)
-    heights = [_HEIGHTS["frame"] + _HEIGHTS["row"] * len(found) for found in run] + [
-        _HEIGHTS["papers"]
-    ] * lines
+    heights = [_HEIGHTS["frame"] + _HEIGHTS["row"] * len(of_column) for of_column in run]
+    heights += [_HEIGHTS["papers"]] * lines
     if not heights:
         return None
     with figure_style.style():
-        layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)
-        figure = Figure(figsize=(figure_style.PAGE_WIDTH, sum(heights) + 0.4), layout=layout)
-        title = definition.title.replace("*", "")
-        figure.suptitle(title, x=0.015, ha="left", fontsize=9.5, weight="bold")
+        figure = figure_style.titled(definition.title.replace("*", ""), sum(heights) + 0.4)
         parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
-        for part, found in zip(parts, run):
-            part.suptitle(found[0].column.name, x=0.015, ha="left", fontsize=9)
-            if not any(cell.row.search is not None or cell.paper_hours for cell in found):
-                _runs_panel(part.subplots(), found)  # nothing was searched for: no cost to show
+        for part, of_column in zip(parts, run):
+            part.suptitle(of_column[0].column.name, x=0.015, ha="left", fontsize=9)
+            if not any(cell.row.search is not None or cell.paper_hours for cell in of_column):
+                _runs_panel(part.subplots(), of_column)  # nothing was searched for: no cost to show
                 continue
             runs, cost = part.subplots(1, 2, width_ratios=[1.3, 1])
-            _runs_panel(runs, found)
-            _cost_panel(cost, definition, found, "Cost of the search", (3.1, _HEIGHTS["row"] * len(found)))
+            _runs_panel(runs, of_column)
+            _cost_panel(
+                cost, definition, of_column, "Cost of the search", (3.1, _HEIGHTS["row"] * len(of_column))
+            )
         for index, part in enumerate(parts[len(run) :]):
             part.suptitle("Not run here: values of the papers", x=0.015, ha="left", fontsize=9)
             chunk = papers[index * beside : (index + 1) * beside]
             panels = np.atleast_1d(part.subplots(1, beside))
-            for panel, found in zip(panels, chunk + [None] * beside):
-                if found is None:
+            for panel, of_column in zip(panels, chunk + [None] * beside):
+                if of_column is None:
                     panel.set_axis_off()
                 else:
-                    title = found[0].column.name.replace(", ", "\n", 1)
-                    _cost_panel(panel, definition, found, title, (6.0 / beside, 1.5))
+                    title = of_column[0].column.name.replace(", ", "\n", 1)
+                    _cost_panel(panel, definition, of_column, title, (6.0 / beside, 1.5))
         return figure_style.save(path, figure)
 
 
@@ -78,18 +76,11 @@ def _runs_panel(axes, cells):
             continue
         errors = [100.0 * run.last["test_error"] for run in cell.runs]
         axes.plot(errors, [line] * len(errors), "o", color=figure_style.FAINT, markersize=3.5)
-        axes.errorbar(
-            cell.last.mean,
-            line,
-            xerr=cell.last.deviation,
-            fmt="o",
-            color=_color(cell),
-            markersize=5,
-            capsize=2.5,
-        )
+        style = {"fmt": "o", "color": _color(cell), "markersize": 5, "capsize": 2.5}
+        axes.errorbar(cell.last.mean, line, xerr=cell.last.deviation, **style)
     together = table_cells.random_policies(cells)
     if together:
-        axes.axvline(together.mean, color=figure_style.INK, linewidth=1, linestyle=(0, (4, 3)))
+        axes.axvline(together.mean, **figure_style.START_LINE)
         axes.text(together.mean, -0.7, " mean of all random", va="center", fontsize=figure_style.SMALL)
     axes.set_yticks(range(len(cells)), [f"{cell.row.name}  {n}" for n, cell in enumerate(cells, start=1)])
     axes.set_ylim(len(cells) - 0.4, -1.1)
@@ -176,12 +167,6 @@ def _write_labels(axes, labels, size):
         if abs(middle - point[1]) * size[1] > _LINE:
             start = min(max(point[0], left), left + width / size[0])
             end = middle + np.sign(point[1] - middle) * 0.5 * _LINE / size[1]
-            axes.plot(
-                (point[0], start),
-                (point[1], end),
-                transform=axes.transAxes,
-                color=figure_style.FAINT,
-                linewidth=0.8,
-                zorder=0,
-            )
+            style = {"color": figure_style.FAINT, "linewidth": 0.8, "zorder": 0}
+            axes.plot((point[0], start), (point[1], end), transform=axes.transAxes, **style)
         axes.text(left, middle, text, transform=axes.transAxes, va="center", fontsize=figure_style.SMALL)

@@ -7,7 +7,6 @@ accelerator augments lie there already.
 """
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from dada import augment, policies
-from dada.augment import sampling
-from dada.ops import table as op_table
+from dada import augment, ops, policies
 from experiments.measure import benchmark_timing, benchmark_train, verify_ops
 from experiments.runs import compiled_loop
 
@@ -32,24 +29,24 @@ _LARGE_IMAGE_FACTOR = {"cpu": 32}
 _STEP_NETWORK = "wrn_40_2"
 
 
-def space() -> op_table.SearchSpace:
+def space() -> ops.SearchSpace:
     """The search space of the published policy."""
     return policies.space(policies.load(POLICY))
 
 
-def make_draws(key: jax.Array, num_ops: int, batch_size: int, side: int) -> op_table.Draws:
+def make_draws(key: jax.Array, num_ops: int, batch_size: int, side: int) -> ops.Draws:
     """Draws of the published policy for two ops, else uniform ones of its search space."""
     if num_ops == 2:
-        return sampling.sample(key, policies.load(POLICY), batch_size, (side, side))
+        return augment.sample(key, policies.load(POLICY), batch_size, (side, side))
     shape = (batch_size, num_ops)
     row_key, level_key, sign_key, center_key = jax.random.split(key, 4)
-    return sampling.assemble_draws(
+    return augment.assemble_draws(
         space(),
         jax.random.randint(row_key, shape, 0, len(space().rows)),
         jnp.ones(shape, bool),
         jax.random.uniform(level_key, shape),
-        sampling.random_signs(sign_key, shape),
-        sampling.random_centers(center_key, shape, (side, side)),
+        augment.random_signs(sign_key, shape),
+        augment.random_centers(center_key, shape, (side, side)),
     )
 
 
@@ -60,23 +57,23 @@ def images_of_side(images: np.ndarray, batch_size: int, side: int) -> np.ndarray
     return np.ascontiguousarray(np.tile(images, (1, *times, 1))[:, :side, :side])
 
 
-def pillow_loop(images: np.ndarray, draws: op_table.Draws) -> Callable[[], np.ndarray]:
+def pillow_loop(images: np.ndarray, draws: ops.Draws) -> Callable[[], np.ndarray]:
     """The same draws in a loop over images; what the draws say is looked up beforehand."""
     op, value, center = (np.asarray(leaf) for leaf in draws)
     calls = [
         [
-            functools.partial(verify_ops.PILLOW[op_table.OPS[o]], v=v, c=c)
-            for o, v, c in zip(ops, values, centers)
+            functools.partial(verify_ops.PILLOW[ops.OPS[o]], v=v, c=c)
+            for o, v, c in zip(op_ids, values, centers)
             if o
         ]
-        for ops, values, centers in zip(op, value, center)
+        for op_ids, values, centers in zip(op, value, center)
     ]
 
     def run():
         augmented = []
-        for image, ops in zip(images, calls):
+        for image, of_image in zip(images, calls):
             picture = Image.fromarray(image)
-            for call in ops:
+            for call in of_image:
                 picture = call(picture)
             augmented.append(np.asarray(picture))
         return np.stack(augmented)
@@ -84,9 +81,9 @@ def pillow_loop(images: np.ndarray, draws: op_table.Draws) -> Callable[[], np.nd
     return run
 
 
-def vmap_switch(op_ids: tuple[int, ...], images: jax.Array, draws: op_table.Draws) -> jax.Array:
+def vmap_switch(op_ids: tuple[int, ...], images: jax.Array, draws: ops.Draws) -> jax.Array:
     """`apply_op` behind a `lax.switch` for one image, and vmap: which evaluates every op for every image."""
-    branches = [functools.partial(op_table.apply_op, op_table.OPS[op]) for op in op_ids]
+    branches = [functools.partial(ops.apply_op, ops.OPS[op]) for op in op_ids]
 
     def slot(image, draw):
         return jax.lax.switch(draw[0], branches, image, *draw[1:]), None
@@ -99,9 +96,9 @@ def vmap_switch(op_ids: tuple[int, ...], images: jax.Array, draws: op_table.Draw
     return jnp.round(augmented * 255.0).astype(jnp.uint8)
 
 
-def contenders(images: np.ndarray, draws: op_table.Draws) -> dict[str, Callable[[], Any]]:
+def contenders(images: np.ndarray, draws: ops.Draws) -> dict[str, Callable[[], Any]]:
     """The ways to apply some draws, ours first."""
-    op_ids = op_table.op_ids(space())
+    op_ids = ops.op_ids(space())
     on_device = jax.device_put(images)
     ours = jax.jit(functools.partial(augment.apply_draws, op_ids=op_ids))
     naive = jax.jit(functools.partial(vmap_switch, op_ids))
@@ -124,7 +121,7 @@ def run(images: np.ndarray, batch_size: int, seed: int) -> dict[str, Any]:
       By "opsK_SxS": images per second of all contenders, and how many times as fast ours is as each. On an
       accelerator also its part of the time of a training step on a batch of as many images of 32 x 32.
     """
-    found = {"dtype": "uint8", "torchvision": _torchvision()}
+    results = {"dtype": "uint8"}
     for side in SIDES:
         factor = 1 if side <= _SMALL_SIDE else _LARGE_IMAGE_FACTOR.get(jax.default_backend(), 8)
         count = max(1, batch_size // factor)
@@ -138,7 +135,7 @@ def run(images: np.ndarray, batch_size: int, seed: int) -> dict[str, Any]:
             name = f"ops{num_ops}_{side}x{side}"
             seconds = benchmark_timing.alternating(calls, rounds=_ROUNDS, label=f"augment {name}")
             ours = seconds["apply_draws"]
-            found[name] = {
+            results[name] = {
                 "batch_size": count,
                 "ops_applied_per_image": float(jnp.mean(jnp.sum(draws.op != 0, axis=1))),
                 "images_per_second": count / ours,
@@ -149,9 +146,5 @@ def run(images: np.ndarray, batch_size: int, seed: int) -> dict[str, Any]:
             }
             if "training_steps" in seconds:
                 step = seconds["training_steps"] / benchmark_timing.steps_at_once()
-                found[name]["share_of_training_step"] = ours / step
-    return found
-
-
-def _torchvision():
-    return "not run" if importlib.util.find_spec("torchvision") else "not installed"
+                results[name]["share_of_training_step"] = ours / step
+    return results

@@ -8,29 +8,29 @@ import subprocess
 import sys
 from typing import Any
 
-from dada.ops import table as op_table
+from dada import ops
 from experiments.runs import command_line, run_folder
 
-PRESETS = ("corrected", "official")
-_FLAGS = pathlib.Path(__file__).resolve().parent / "flags" / "planted.flags"
+# By preset, what it changes in planted.flags: the official one has no orthogonal part.
+PRESETS = {"corrected": (), "official": ("--noorthogonal_to_clean",)}
+_FLAGS = pathlib.Path(__file__).resolve().parents[1] / "flags" / "planted.flags"
 _EXTRA_OPS = ("Rotate90", "FlipUD")  # of planted.flags
 
 
-def check(ops: list[str]) -> None:
+def check(names: list[str]) -> None:
     """Raises ValueError if an op cannot be planted."""
-    known = [row.name for row in op_table.search_space("strength", _EXTRA_OPS).rows]
-    if not ops or not set(ops) <= set(known):
-        raise ValueError(f"--planted_ops: got {','.join(ops)!r}, expected some of {', '.join(known)}")
+    known = [row.name for row in ops.search_space("strength", _EXTRA_OPS).rows]
+    if not names or not set(names) <= set(known):
+        raise ValueError(f"--planted_ops: got {','.join(names)!r}, expected some of {', '.join(known)}")
 
 
-def run(ops: list[str], folder: pathlib.Path, seed: int, *more: str) -> dict[str, Any]:
+def run(names: list[str], folder: pathlib.Path, seed: int) -> dict[str, Any]:
     """Searches with every op planted.
 
     Args:
-      ops: names.
+      names: of the ops.
       folder: for the run folders, OP_PRESET.
       seed: of the searches.
-      *more: further flags of the searches.
 
     Returns:
       By op and preset: steps and seconds until the op leads to the end, None where it does not, and of the
@@ -39,24 +39,21 @@ def run(ops: list[str], folder: pathlib.Path, seed: int, *more: str) -> dict[str
     Raises:
       command_line.Interrupted: a search failed.
     """
-    found = {}
-    for op in ops:
-        found[op] = {}
-        for preset in PRESETS:
+    results = {op: {} for op in names}
+    for op in names:
+        for preset, changes in PRESETS.items():
             path = (folder / f"{op}_{preset}").resolve()
-            flags = [f"--flagfile={_FLAGS}", f"--planted_op={op}", f"--preset={preset}", f"--seed={seed}"]
-            command = [sys.executable, "-m", "experiments.search", *flags, f"--run_dir={path}", *more]
+            flags = [f"--flagfile={_FLAGS}", f"--planted_op={op}", f"--preset={preset}", *changes]
+            place = [f"--seed={seed}", f"--run_dir={path}"]
+            command = [sys.executable, "-m", "experiments.search", *flags, *place]
             print(f"planted {op}, {preset}", flush=True)
             done = subprocess.run(command, stdout=subprocess.DEVNULL, cwd=_FLAGS.parents[2])
             if done.returncode:
                 raise command_line.Interrupted(f"the search in {path} failed")
             summary = run_folder.read_summary(path)
-            names = ("steps", "seconds_run", "seconds_compile")
-            found[op][preset] = {
-                **{
-                    name: summary["planted"][name]
-                    for name in ("steps_until_it_leads", "seconds_until_it_leads")
-                },
-                **{name: summary[name] for name in names},
+            leads = ("steps_until_it_leads", "seconds_until_it_leads")
+            results[op][preset] = {
+                **{name: summary["planted"][name] for name in leads},
+                **{name: summary[name] for name in ("steps", "seconds_run", "seconds_compile")},
             }
-    return found
+    return results

@@ -85,7 +85,7 @@ def _augment(part, is_cpu):
         f"`augment.apply_draws`, {part['dtype']}, against a Pillow loop in one thread and the naive",
         "`vmap(lax.switch)`, all on the same draws and with the same pixels: how many times as many images",
         "per second. Two ops: the policy dada_cifar10, which leaves out ops at random; one and six: ops of",
-        f"its search space. torchvision: {part['torchvision']}.",
+        "its search space.",
     ]
     if not is_cpu:
         lines.append("Training step: of WRN-40-2 in float32 on a batch of as many images of 32 × 32.")

@@ -21,14 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dada import models, ops
-from dada.searches.dada import config as dada_config
-from dada.searches.ddas import candidates as ddas_candidates
-from dada.searches.ddas import config as ddas_config
-from dada.searches.deepaa import config as deepaa_config
-from dada.searches.deepaa import search as deepaa_search
+from dada.searches import dada, ddas, deepaa
+from dada.searches.deepaa.config import CIFAR_OPS
 from experiments.data import datasets
 from experiments.measure import benchmark_timing
 from experiments.methods import dada_method, ddas_method, deepaa_run, search_loop
+from experiments.methods.method import Method
 from experiments.runs import compiled_loop
 
 _ROUNDS = 3
@@ -56,9 +54,9 @@ def ddas_operation_count(batch_size: int, valid_size: int, num_policies: int, dr
     return ({"batch": 3, "image": 5}[draws] * copies + 3 * valid_size) / (3 * batch_size)
 
 
-def _dada_configs(network: ModuleType) -> dict[str, dada_config.Config]:
+def _dada_configs(network: ModuleType) -> dict[str, dada.Config]:
     config = functools.partial(
-        dada_config.Config,
+        dada.Config,
         apply=network.apply,
         space=ops.search_space("strength"),
         steps_per_epoch=benchmark_timing.STEPS_AT_ONCE,
@@ -70,13 +68,13 @@ def _dada_configs(network: ModuleType) -> dict[str, dada_config.Config]:
     }
 
 
-def _ddas_configs(network: ModuleType) -> dict[str, ddas_config.Config]:
+def _ddas_configs(network: ModuleType) -> dict[str, ddas.Config]:
     space = ops.search_space("ddas")
     config = functools.partial(
-        ddas_config.Config,
+        ddas.Config,
         apply=network.apply,
         space=space,
-        candidates=ddas_candidates.candidates(space, None),
+        candidates=ddas.candidates(space, None),
         steps_per_epoch=benchmark_timing.STEPS_AT_ONCE,
     )
     return {"plain_steps": config(), "batch": config(draws="batch")}
@@ -89,7 +87,7 @@ def _start(name: str, dataset: datasets.Dataset, seed: int) -> tuple[ModuleType,
 
 
 def _measure(
-    method: ModuleType,
+    method: Method,
     configs: dict[str, Any],
     sizes: tuple[int, int],
     network: tuple[Any, Any],
@@ -137,14 +135,14 @@ def _measure(
 
 def _deepaa(name: str, dataset: datasets.Dataset, data: search_loop.Data, seed: int) -> dict[str, Any]:
     network, params, batch_stats = _start(name, dataset, seed)
-    config = deepaa_config.Config(
+    config = deepaa.Config(
         apply=network.apply,
-        space=ops.search_space("deepaa", deepaa_config.CIFAR_OPS),
+        space=ops.search_space("deepaa", CIFAR_OPS),
         num_layers=1,
         chunk_loop="scan" if compiled_loop.scans() else "python",
     )
-    step = jax.jit(deepaa_search.step, static_argnums=0) if compiled_loop.scans() else deepaa_search.step
-    state = deepaa_search.init(jax.random.key(seed), config, params, batch_stats)
+    step = jax.jit(deepaa.step, static_argnums=0) if compiled_loop.scans() else deepaa.step
+    state = deepaa.init(jax.random.key(seed), config, params, batch_stats)
     tables = tuple(deepaa_run.class_table(np.asarray(half.labels), dataset.num_classes) for half in data)
     points = deepaa_run.batches(
         jax.random.key(seed),
@@ -155,9 +153,9 @@ def _deepaa(name: str, dataset: datasets.Dataset, data: search_loop.Data, seed: 
         num_valid=_DEEPAA_VALID,
     )
     plain_config = _dada_configs(network)["plain_steps"]
-    plain_state = dada_method.library.init(jax.random.key(seed), plain_config, params, batch_stats)
+    plain_state = dada.init(jax.random.key(seed), plain_config, params, batch_stats)
     sizes = (_DEEPAA_BATCH, _DEEPAA_BATCH)
-    plain_step = functools.partial(search_loop.plain_step, dada_method, plain_config, sizes)
+    plain_step = functools.partial(search_loop.plain_step, dada_method.CORRECTED, plain_config, sizes)
     arguments = (plain_state, jax.random.key(seed), data)
     plain, _ = benchmark_timing.compiled_steps(plain_step, *arguments)
     seconds = benchmark_timing.alternating(
@@ -176,20 +174,18 @@ def _deepaa(name: str, dataset: datasets.Dataset, data: search_loop.Data, seed: 
     }
 
 
-def _ddas(found: dict[str, Any]) -> dict[str, Any]:
+def _ddas(costs: dict[str, Any]) -> dict[str, Any]:
     """Adds operation counts to what was measured; `operation_count` is the smaller one, of draws "batch"."""
-    sizes = found["batch_size"], found["valid_batch_size"]
+    sizes = costs["batch_size"], costs["valid_batch_size"]
     counts = {
-        draws: ddas_operation_count(*sizes, ddas_config.Config.num_policies, draws)
-        for draws in ("batch", "image")
+        draws: ddas_operation_count(*sizes, ddas.Config.num_policies, draws) for draws in ("batch", "image")
     }
     return {
-        **found,
+        **costs,
         "operation_count": counts["batch"],
         "operation_count_image": counts["image"],
-        "ratio_to_operation_count": found["plain_steps"] / counts["batch"],
-        "ratio_to_operation_count_image": found["plain_steps"] / counts["image"],
-        "batch_ratio_to_operation_count": found["batch"] / counts["batch"],
+        "ratio_to_operation_count": costs["plain_steps"] / counts["batch"],
+        "batch_ratio_to_operation_count": costs["batch"] / counts["batch"],
     }
 
 
@@ -205,18 +201,18 @@ def run(batch_sizes: dict[str, int], dataset: datasets.Dataset, seed: int) -> di
       By method and network; costs in plain steps, with the sizes that they were measured at.
     """
     data = search_loop.to_device(dataset, *datasets.search_split(dataset))
-    found = {"dtype": "float32", "dada": {}, "ddas": {}, "deepaa": {}}
+    results = {"dtype": "float32", "dada": {}, "ddas": {}, "deepaa": {}}
     for name, batch_size in batch_sizes.items():
         network, *weights = _start(name, dataset, seed)
-        kinds: tuple[tuple[str, ModuleType, Callable, tuple[int, int]], ...] = (
-            ("dada", dada_method, _dada_configs, (batch_size, batch_size)),
-            ("ddas", ddas_method, _ddas_configs, (max(2, batch_size // 4), 2 * batch_size)),
+        kinds: tuple[tuple[str, Method, Callable, tuple[int, int]], ...] = (
+            ("dada", dada_method.CORRECTED, _dada_configs, (batch_size, batch_size)),
+            ("ddas", ddas_method.CORRECTED, _ddas_configs, (max(2, batch_size // 4), 2 * batch_size)),
         )
         for key, method, configs, sizes in kinds:
-            found[key][name] = _measure(
+            results[key][name] = _measure(
                 method, configs(network), sizes, weights, data, seed, f"steps {key} {name}"
             )
-        found["ddas"][name] = _ddas(found["ddas"][name])
+        results["ddas"][name] = _ddas(results["ddas"][name])
         if compiled_loop.scans() or name in _DEEPAA_CPU_NETWORKS:
-            found["deepaa"][name] = _deepaa(name, dataset, data, seed)
-    return found
+            results["deepaa"][name] = _deepaa(name, dataset, data, seed)
+    return results

@@ -92,9 +92,9 @@ def run(batch_sizes: dict[str, int], images: np.ndarray, seed: int) -> dict[str,
     Returns:
       By network and type. bfloat16 on accelerators only: a CPU has no arithmetic for it.
     """
-    found = {}
+    results = {}
     for name, batch_size in batch_sizes.items():
-        found[name] = {}
+        results[name] = {}
         for dtype in ("float32", "bfloat16") if compiled_loop.scans() else ("float32",):
             contenders = {
                 kind: training_steps(name, dtype, kind, images, batch_size, seed) for kind in ("none", POLICY)
@@ -103,13 +103,13 @@ def run(batch_sizes: dict[str, int], images: np.ndarray, seed: int) -> dict[str,
                 contenders, rounds=_ROUNDS, label=f"train {name} {dtype}", least_seconds=0.0
             )
             count = batch_size * benchmark_timing.steps_at_once()
-            found[name][dtype] = {
+            results[name][dtype] = {
                 "batch_size": batch_size,
                 "images_per_second": count / seconds["none"],
                 "images_per_second_with_policy": count / seconds[POLICY],
                 "ratio_with_policy": seconds["none"] / seconds[POLICY],
             }
-    return found
+    return results
 
 
 def limits(trained: dict[str, Any], device_kind: str) -> dict[str, Any] | str:
@@ -125,17 +125,17 @@ def limits(trained: dict[str, Any], device_kind: str) -> dict[str, Any] | str:
     peaks = next((peaks for kind, peaks in PEAKS.items() if kind in device_kind), None)
     if peaks is None:
         return f"not run: no peaks are known of {device_kind}"
-    found = {}
+    results = {}
     for name in WORK.keys() & trained.keys():
-        found[name] = {}
+        results[name] = {}
         for dtype, measured in trained[name].items():
             arithmetic = getattr(peaks, dtype) / WORK[name].operations
             traffic = peaks.bandwidth / (_PASSES * WORK[name].outputs * _BYTES[dtype])
-            found[name][dtype] = {
+            results[name][dtype] = {
                 "images_per_second": measured["images_per_second"],
                 "arithmetic_images_per_second": arithmetic,
                 "memory_images_per_second": traffic,
                 "share_of_arithmetic": measured["images_per_second"] / arithmetic,
                 "share_of_memory": measured["images_per_second"] / traffic,
             }
-    return {name: found[name] for name in WORK if name in found}
+    return {name: results[name] for name in WORK if name in results}

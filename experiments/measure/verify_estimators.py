@@ -16,7 +16,7 @@ import optax
 
 from dada.gradients import estimators, relaxation
 from dada.searches.dada import space as policy_space
-from dada.searches.dada_official import official as dada_official
+from dada.searches.dada_official import gradient as official_gradient
 
 _NUM_OPS = 4
 _TEMPERATURE = 0.5
@@ -108,12 +108,12 @@ def _estimates(key, parameters, control, cost, has_baseline):
     log_probability = policy_space.log_probability
     functions = log_probability, _latents, estimators.control_variate
     relax, control_gradient = estimators.relax(*functions, parameters, control, draws, keys, costs)
-    found = {
+    estimates = {
         "REINFORCE": estimators.reinforce(log_probability, parameters, draws, costs),
         "RELAX": relax,
         "Gumbel-softmax": _gumbel_softmax(parameters, cost, keys),
     }
-    return {name: _flat(gradient) for name, gradient in found.items()}, control_gradient
+    return {name: _flat(gradient) for name, gradient in estimates.items()}, control_gradient
 
 
 def _many_estimates(key, parameters, cost, count):
@@ -127,10 +127,10 @@ def _many_estimates(key, parameters, cost, count):
     def steps(parameters, cost, has_baseline, control, state, keys, rates):
         def step(carry, inputs):
             (control, state), (key, rate) = carry, inputs
-            found, gradient = _estimates(key, parameters, control, cost, has_baseline)
+            estimates, gradient = _estimates(key, parameters, control, cost, has_baseline)
             updates, state = optimizer.update(gradient, state)
             control = jax.tree.map(lambda c, u: c - rate * u, control, updates)
-            return (control, state), found
+            return (control, state), estimates
 
         return jax.lax.scan(step, (control, state), (keys, rates))
 
@@ -168,12 +168,12 @@ def estimator_lines(seed: int, num_draws: int = NUM_DRAWS) -> Iterator[Estimator
     parameters, cost = _pair_problem(seed)
     exact = np.asarray(_flat(_exact_gradient(parameters, cost)), np.float64)
     estimates = _many_estimates(jax.random.key(seed + 1), parameters, cost, num_draws // GROUP)
-    group_variances = {name: found.var(0, ddof=1).sum() for name, found in estimates.items()}
+    group_variances = {name: of_groups.var(0, ddof=1).sum() for name, of_groups in estimates.items()}
     for name in _ESTIMATORS:
-        found = estimates[name]
+        of_groups = estimates[name]
         is_relax = name.startswith("RELAX")
-        bias = np.linalg.norm(found.mean(0) - exact)
-        error = np.sqrt(group_variances[name] / len(found))
+        bias = np.linalg.norm(of_groups.mean(0) - exact)
+        error = np.sqrt(group_variances[name] / len(of_groups))
         variance = GROUP * group_variances[name]
         limit = GROUP * group_variances[name.replace("RELAX", "REINFORCE")] if is_relax else np.inf
         expected = "biased" if name == "Gumbel-softmax" else "unbiased"
@@ -190,51 +190,53 @@ def estimator_lines(seed: int, num_draws: int = NUM_DRAWS) -> Iterator[Estimator
         )
 
 
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(0, None, None, None))
+def _official_and_score(key, parameters, control, losses):
+    """RELAX at some losses [losses, entries], and d log q [entries], for one draw."""
+    draw = policy_space.draw(key, official_gradient.as_logits(parameters))
+
+    def relax(loss):
+        temperature = jnp.array(_TEMPERATURE)
+        return _flat(official_gradient.relax_outputs(parameters, control, draw, key, temperature, loss)[0])
+
+    p, chosen = parameters.application, jax.nn.one_hot(draw.row, parameters.op.size)
+    score = parameters._replace(
+        op=p.size * (chosen - jax.nn.softmax(parameters.op[0, 0])),
+        application=(draw.bits - p) / (p * (1.0 - p)),
+    )
+    return jax.vmap(relax)(losses), _flat(score)
+
+
+def _trained_control(key, num_features):
+    """A Q network with weights of order 1."""
+    init_key, noise_key = jax.random.split(key)
+    leaves, tree = jax.tree.flatten(estimators.init_control_variate(init_key, num_features))
+    keys = jax.random.split(noise_key, len(leaves))
+    return tree.unflatten([leaf + 0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves)])
+
+
 def official_relax_lines(seed: int, num_draws: int = 64) -> Iterator[OfficialLine]:
-    """`dada_official.relax_outputs` on two losses, as the released code uses it, against REINFORCE.
+    """RELAX on two losses, as the released code uses it, against REINFORCE.
 
     REINFORCE in closed form, (L+ - L-) d log q: bits (b - p) / (p (1 - p)), all N K of them; weights
-    N K (one-hot - softmax). With 15 ops, raw parameters off their start, a Q network with weights of
-    order 1, in float64.
+    N K (one-hot - softmax). With 15 ops, raw parameters off their start, in float64.
     """
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.key(seed), 5)
-        start = dada_official.init_policy(policy_space.init("pairs", 15))
+        keys = jax.random.split(jax.random.key(seed), 4)
+        start = official_gradient.init_policy(policy_space.init("pairs", 15))
         parameters = start._replace(
             op=start.op + 0.5 * jax.random.normal(keys[0], start.op.shape),
             application=jax.random.uniform(keys[1], start.application.shape, minval=0.2, maxval=0.8),
         )
-        control = estimators.init_control_variate(keys[2], start.op.size + start.application.size)
-        leaves, tree = jax.tree.flatten(control)
-        noise = jax.random.split(keys[3], len(leaves))
-        control = tree.unflatten(
-            [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(noise, leaves)]
-        )
+        control = _trained_control(keys[2], start.op.size + start.application.size)
         losses = jnp.array([2.31, 2.29])
-
-        @jax.jit
-        @functools.partial(jax.vmap, in_axes=(0, None, None))
-        def compare(key, parameters, control):
-            """RELAX at both losses [2, entries], and d log q [entries], for one draw."""
-            draw = policy_space.draw(key, dada_official.as_logits(parameters))
-
-            def relax(loss):
-                heat = jnp.array(_TEMPERATURE)
-                return _flat(dada_official.relax_outputs(parameters, control, draw, key, heat, loss)[0])
-
-            p, chosen = parameters.application, jax.nn.one_hot(draw.row, start.op.size)
-            score = start._replace(
-                op=p.size * (chosen - jax.nn.softmax(parameters.op[0, 0])),
-                application=(draw.bits - p) / (p * (1.0 - p)),
-            )
-            return jax.vmap(relax)(losses), _flat(score)
-
-        relax, score = map(np.asarray, compare(jax.random.split(keys[4], num_draws), parameters, control))
+        draw_keys = jax.random.split(keys[3], num_draws)
+        relax, score = map(np.asarray, _official_and_score(draw_keys, parameters, control, losses))
     above, below = np.asarray(losses)
     pairs = (relax[:, 0] - relax[:, 1], (above - below) * score), (relax[:, 0], above * score)
     subtracted, single = (
-        float(np.abs(relax - reinforce).max() / np.abs(reinforce).max())
-        for relax, reinforce in pairs
+        float(np.abs(relax - reinforce).max() / np.abs(reinforce).max()) for relax, reinforce in pairs
     )
     yield OfficialLine("two losses, subtracted, as released", subtracted, "below 1e-9", subtracted < 1e-9)
     yield OfficialLine("one loss, not subtracted", single, "above 0.01", single > 0.01)

@@ -121,16 +121,14 @@ def _compare(row, images, rng):
 
     @jax.jit
     def all_values(image):
-        return jax.vmap(lambda value, center: ops.apply_op(row.name, image, value, center))(
-            values, centers
-        )
+        return jax.vmap(lambda value, center: ops.apply_op(row.name, image, value, center))(values, centers)
 
     differ = 0
     for image in images:
         picture = Image.fromarray(image)
         expected = [np.asarray(PILLOW[row.name](picture, v, c)) for v, c in zip(values, centers)]
-        found = np.asarray(all_values(_unit(image)))
-        differ += int((found != _unit(np.stack(expected))).any(-1).sum())
+        pixels = np.asarray(all_values(_unit(image)))
+        differ += int((pixels != _unit(np.stack(expected))).any(-1).sum())
     return len(images) * count * image.shape[0] * image.shape[1], differ
 
 

@@ -1,10 +1,6 @@
-"""What the search binary needs to know of DADA: its flags, settings, batches and report.
+"""The flags of DADA, and its two methods: as it is here, and as the released code does it."""
 
-A method is a module with `library` (init, step, extract_policy), `split` of the training images, `run`, the
-flags of the batches that several devices share, DIVIDED, and the functions of this one.
-"""
-
-import dataclasses
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -12,140 +8,155 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from dada import ops
+from dada import ops, policies
+from dada.searches import dada, dada_official
 from dada.searches.dada import config as dada_config
-from dada.searches.dada import search as dada_search
 from dada.searches.dada import space as policy_space
-from dada.searches.dada_official import official as dada_official
+from dada.searches.dada_official import config as official_config
+from dada.searches.dada_official import gradient as official_gradient
 from experiments.data import datasets
-from experiments.methods import search_loop, search_run
+from experiments.methods import search_loop
+from experiments.methods.method import Method, Settings, Task, config_fields, defaults_of
+from experiments.runs import command_line, run_folder
 
-FLAGS = flags.FLAGS
-library = dada_search
-run = search_run.run
-split = datasets.search_split
-DIVIDED = ("batch_size", "valid_batch_size")
-
-flags.DEFINE_enum("policy_space", "pairs", ("pairs", "slots"), "What the policy is made of.")
-flags.DEFINE_enum("estimator", "relax", dada_config.ESTIMATORS, "Estimator of the policy gradient.")
-flags.DEFINE_enum(
-    "hypergradient",
-    None,
-    ("exact", "finite_difference"),
-    "Directional derivatives by JVP or by differences. Default: exact; official: finite_difference.",
-)
-flags.DEFINE_integer("top_k", 25, "Sub-policies that the policy keeps.", lower_bound=1)
-flags.DEFINE_float(
-    "control_learning_rate", None, "Adam, of RELAX's control variate. Default: 0.01; official: 0.005.",
-    lower_bound=0.0,
-)
-flags.DEFINE_bool("share_between_pairs", True, "Pairs that have an op in common share gradients.")
-flags.DEFINE_bool("orthogonal_to_clean", False, "Pay ops for what un-augmented images do not teach.")
-flags.DEFINE_enum(
-    "validation_statistics",
-    "batch",
-    ("batch", "running"),
-    "Of batch norm at the validation images; running: as in a test.",
-)
-flags.DEFINE_float("temperature", None, "Of relaxed samples: 0.5; 1.0 for mixtures.", lower_bound=1e-3)
-flags.DEFINE_float(
-    "final_temperature", None, "At the end. Default: --temperature; 0.1 for mixtures.", lower_bound=1e-3
-)
+MIXTURES = ("gumbel", "straight_through")
 
 
-def defaults() -> dict[str, Any]:
-    """Values of the flags that were not given, where they depend on other flags or on the method."""
-    is_official = FLAGS.preset == "official"
-    is_mixture = FLAGS.estimator in ("gumbel", "straight_through") and not is_official
-    settings = {field.name: field.default for field in dataclasses.fields(dada_config.Config)}
-    settings.update(dada_official.SETTINGS if is_official else {})
-    temperature = 1.0 if is_mixture else settings["temperature"][0]
-    return {
-        "search_space": "dada" if is_official else "strength",
-        "valid_batch_size": FLAGS.batch_size,
-        "draws": settings["draws"],
-        "hypergradient": settings["hypergradient"],
-        "policy_learning_rate": settings["policy_learning_rate"],
-        "control_learning_rate": settings["control_learning_rate"],
-        "temperature": temperature,
-        "final_temperature": 0.1 if is_mixture else FLAGS.temperature or temperature,
-    }
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of this method only."""
+    add = command_line.definers(values)
+    add.enum("policy_space", "pairs", ("pairs", "slots"), "What the policy is made of.")
+    add.enum("estimator", "relax", dada_config.ESTIMATORS, "Estimator of the policy gradient.")
+    add.enum(
+        "hypergradient",
+        None,
+        ("exact", "finite_difference"),
+        "Directional derivatives by JVP or by differences.",
+    )
+    add.integer("top_k", 25, "Sub-policies that the policy keeps.", lower_bound=1)
+    add.float("control_learning_rate", None, "Adam, of RELAX's control variate.", lower_bound=0.0)
+    add.bool("share_between_pairs", True, "Pairs that have an op in common share gradients.")
+    add.bool("orthogonal_to_clean", False, "Pay ops for what un-augmented images do not teach.")
+    add.enum(
+        "validation_statistics",
+        "batch",
+        ("batch", "running"),
+        "Of batch norm at the validation images; running: as in a test.",
+    )
+    add.float("temperature", None, "Of relaxed samples, at the start.", lower_bound=1e-3)
+    add.float("final_temperature", None, "Of relaxed samples, at the end.", lower_bound=1e-3)
 
 
-def config(
-    network: ModuleType, space: ops.SearchSpace, dataset: datasets.Dataset, steps_per_epoch: int
-) -> dada_config.Config:
-    """The settings that the flags say.
-
-    Raises:
-      ValueError: settings that do not go together.
-    """
-    if FLAGS.hypergradient == "exact" and not network.FORWARD_MODE:
-        raise ValueError(f"--model={FLAGS.model} has no forward mode: --hypergradient=finite_difference")
-    return dada_config.Config(
-        apply=network.apply,
-        space=space,
-        num_epochs=FLAGS.epochs,
-        steps_per_epoch=steps_per_epoch,
-        temperature=(FLAGS.temperature, FLAGS.final_temperature),
-        mean=tuple(dataset.mean.tolist()),
-        std=tuple(dataset.std.tolist()),
-        clip_norm=FLAGS.clip_norm or None,
-        **{
-            name: getattr(FLAGS, name)
-            for name in (
-                "preset",
-                "policy_space",
-                "draws",
-                "estimator",
-                "hypergradient",
-                "learning_rate",
-                "weight_decay",
-                "policy_learning_rate",
-                "control_learning_rate",
-                "share_between_pairs",
-                "orthogonal_to_clean",
-                "validation_statistics",
-                "crop_padding",
-                "flip",
-                "cutout_length",
-                "top_k",
-            )
-        },
+def unread(settings: Settings) -> tuple[str, ...]:
+    """Flags that these settings leave without effect."""
+    if settings["preset"] == "official":
+        return (
+            *("policy_space", "draws", "control_learning_rate", "share_between_pairs"),
+            *("orthogonal_to_clean", "validation_statistics"),
+        )
+    is_relax, is_slots = settings["estimator"] == "relax", settings["policy_space"] == "slots"
+    return (
+        *(() if is_relax else ("control_learning_rate",)),
+        *(("temperature", "final_temperature") if settings["estimator"] == "reinforce" else ()),
+        *(("share_between_pairs", "top_k") if is_slots else ()),
     )
 
 
-def planted_levels(config: dada_config.Config, row: int) -> tuple[float, ...]:
-    """Levels at which an op is planted, the first that changes images, if no value is given."""
+def defaults(settings: Settings) -> dict[str, Any]:
+    """Values of the flags that were not given, where they depend on other flags or on the method."""
+    is_official = settings["preset"] == "official"
+    is_mixture = settings["estimator"] in MIXTURES and not is_official
+    fields = defaults_of(official_config.Config if is_official else dada_config.Config)
+    temperature = 1.0 if is_mixture else fields["temperature"][0]
+    names = ("draws", "hypergradient", "policy_learning_rate", "control_learning_rate")
+    return {
+        "search_space": "dada" if is_official else "strength",
+        "valid_batch_size": settings["batch_size"],
+        "temperature": temperature,
+        "final_temperature": 0.1 if is_mixture else settings["temperature"] or temperature,
+        **{name: fields[name] for name in names if name in fields},
+    }
+
+
+def _config(
+    library: ModuleType,
+    settings: Settings,
+    network: ModuleType,
+    space: ops.SearchSpace,
+    dataset: datasets.Dataset,
+    steps_per_epoch: int,
+    mesh: Any,
+) -> Any:
+    del mesh
+    fields = config_fields(library.Config, settings, dataset)
+    # A temperature that no estimator reads has its default.
+    if "temperature" in settings:
+        fields["temperature"] = (settings["temperature"], settings["final_temperature"])
+    return library.Config(
+        **{
+            **fields,
+            "apply": network.apply,
+            "space": space,
+            "num_epochs": settings["epochs"],
+            "steps_per_epoch": steps_per_epoch,
+        }
+    )
+
+
+def _planted_levels(config: Any, row: int) -> tuple[float, ...]:
     del config, row
     return (0.5, 1.0)
 
 
-def valid_indices(
-    config: dada_config.Config, key: jax.Array, step: jax.Array, count: int, size: int
-) -> jax.Array:
-    """Validation images of a step, int32 [size]; the first ones in every step of the official preset."""
-    if config.preset == "official":
-        return jnp.arange(size)
-    return search_loop.random_indices(key, step, count, size)
-
-
-def learning_rate(config: dada_config.Config, step: jax.Array) -> jax.Array:
-    """Learning rate of the network at a step."""
-    return dada_config.learning_rate(config, step)
-
-
-def report(config: dada_config.Config, state: dada_search.SearchState, found) -> dict[str, Any]:
-    """What summary.json says of this method only: the start, and the learned distribution."""
-    del found
-    num_ops = len(config.space.rows)
-    learned = dada_config.distribution(config, state.policy)
-    start = policy_space.op_mass(policy_space.init(config.policy_space, num_ops), num_ops)
+def _report(
+    kind_of: Any,
+    as_logits: Any,
+    task: Task,
+    folder: run_folder.RunFolder,
+    lines: list[dict[str, Any]],
+    state: Any,
+    policy: policies.Policy,
+) -> dict[str, Any]:
+    """The start, and the learned distribution."""
+    del folder, lines, policy
+    names = [row.name for row in task.config.space.rows]
+    learned = as_logits(state.policy)
+    start = policy_space.op_mass(policy_space.init(kind_of(task.config), len(names)), len(names))
     return {
-        "op_mass_initial": dict(zip([row.name for row in config.space.rows], start.tolist())),
+        "op_mass_initial": dict(zip(names, start.tolist())),
         "distribution": {
             "op": jax.nn.softmax(learned.op),
             "application": jax.nn.sigmoid(learned.application),
             "level": jax.nn.sigmoid(learned.level),
         },
     }
+
+
+CORRECTED = Method(
+    library=dada,
+    divided=("batch_size", "valid_batch_size"),
+    watched=("train_loss", "valid_loss"),
+    maps_seeds=True,
+    split=lambda dataset, settings: datasets.search_split(dataset),
+    config=functools.partial(_config, dada),
+    plan=lambda settings, dataset: None,
+    planted_levels=_planted_levels,
+    total_steps=search_loop.total_steps,
+    next_stop=search_loop.next_stop,
+    start=search_loop.start,
+    proceed=search_loop.proceed,
+    steps=search_loop.steps,
+    plain_steps=search_loop.plain_steps,
+    report=functools.partial(_report, lambda config: config.policy_space, lambda parameters: parameters),
+    valid_indices=lambda config, *arguments: search_loop.random_indices(*arguments),
+    learning_rate=dada_config.learning_rate,
+)
+OFFICIAL = CORRECTED._replace(
+    library=dada_official,
+    config=functools.partial(_config, dada_official),
+    report=functools.partial(_report, lambda config: "pairs", official_gradient.as_logits),
+    # The first batch in every step.
+    valid_indices=lambda config, key, step, count, size: jnp.arange(size),
+    learning_rate=official_config.learning_rate,
+)
+METHODS = {"corrected": CORRECTED, "official": OFFICIAL}

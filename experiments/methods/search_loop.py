@@ -1,8 +1,9 @@
-"""The search step on the two halves of a data set that lies on the device, and its cost in plain steps."""
+"""Steps of DADA and DDAS on the two halves of a data set that lies on the device, and plain training steps.
 
-import statistics
-import time
-from types import ModuleType
+`start`, `steps`, `plain_steps`, `total_steps`, `next_stop` and `proceed` are those of `method.Method`.
+"""
+
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from dada import augment
 from dada.augment import image_keys
 from dada.training import sgd
-from experiments.runs import compiled_loop
+from experiments.runs import compiled_loop, devices
 
 
 class Data(NamedTuple):
@@ -44,7 +45,7 @@ def random_indices(key: jax.Array, step: jax.Array, count: int, size: int) -> ja
 
 
 def batches(
-    method: ModuleType,
+    method: Any,
     config: Any,
     key: jax.Array,
     data: Data,
@@ -60,9 +61,7 @@ def batches(
         method.valid_indices(config, valid_key, step, valid_count, sizes[1]),
     )
     indices = image_keys.own_part(indices, axis_name)
-    return Data(
-        *(sgd.Batch(half.images[index], half.labels[index]) for half, index in zip(data, indices))
-    )
+    return Data(*(sgd.Batch(half.images[index], half.labels[index]) for half, index in zip(data, indices)))
 
 
 def search_step(method, config, sizes, state, key, data, axis_name=None):
@@ -89,23 +88,43 @@ def plain_step(method, config, sizes, state, key, data, axis_name=None):
     return state._replace(train=train), metrics
 
 
-def plain_step_ratio(search, plain, steps_per_epoch, state, key, data, rounds: int = 3) -> float:
-    """Seconds of a search step over those of a plain training step, alternating, median of `rounds`.
+def start(task: Any, seed: int, folder: Any, done: int) -> tuple[Any, jax.Array]:
+    """State and data key of a seed."""
+    del folder, done
+    model_key, search_key, data_key = jax.random.split(jax.random.key(seed), 3)
+    network, network_config = task.model
+    params, batch_stats = network.init(model_key, network_config)
+    return task.method.library.init(search_key, task.config, params, batch_stats), data_key
 
-    Args:
-      search: the compiled_loop.CompiledLoop of the search itself.
-      plain: that of `plain_step`.
-      steps_per_epoch: steps that an accelerator takes at once.
-      rounds: each round times one search step and two plain steps (on an accelerator, scans of them).
-    """
-    count = steps_per_epoch if compiled_loop.scans() else 1
-    seconds = {search: [], plain: []}
-    for program, repeats in ((search, 0), (plain, 0), *((search, 1), (plain, 2)) * rounds):
-        if not repeats:  # compile, and touch all memory once
-            list(program.run(state, key, data, count))
-            continue
-        start = time.perf_counter()
-        for _ in range(repeats):
-            list(program.run(state, key, data, count))
-        seconds[program].append((time.perf_counter() - start) / repeats)
-    return statistics.median(seconds[search]) / statistics.median(seconds[plain])
+
+def _programs(step, task, is_vmapped):
+    step = functools.partial(
+        step, task.method, task.config, task.sizes, axis_name=devices.axis_name(task.mesh)
+    )
+    return compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped, mesh=task.mesh)
+
+
+def steps(task: Any, is_vmapped: bool) -> compiled_loop.CompiledLoop:
+    """Programs of the search."""
+    return _programs(search_step, task, is_vmapped)
+
+
+def plain_steps(task: Any, is_vmapped: bool) -> compiled_loop.CompiledLoop:
+    """Programs of the yardstick."""
+    return _programs(plain_step, task, is_vmapped)
+
+
+def total_steps(config: Any) -> int:
+    """Steps of a whole search."""
+    return config.num_epochs * config.steps_per_epoch
+
+
+def next_stop(config: Any, done: int) -> int:
+    """The end of the epoch."""
+    return done - done % config.steps_per_epoch + config.steps_per_epoch
+
+
+def proceed(task: Any, state: Any, done: int) -> Any:
+    """The state as it is."""
+    del task, done
+    return state

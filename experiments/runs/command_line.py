@@ -1,50 +1,106 @@
-"""How every binary starts and fails: absl flags in; on bad input one line on stderr and exit code 2."""
+"""How every command starts and fails: absl flags in; on bad input one line on stderr and exit code 2.
+
+A command has `define(values)`, which defines its flags, and `main(values, arguments)`. Flags live in a
+FlagValues of the command's own, so that a program can parse those of several commands as often as it likes.
+"""
 
 import difflib
+import functools
+import inspect
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
+
+Define = Callable[[flags.FlagValues], None]
+_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
 
 class Interrupted(Exception):
     """A run that stopped before its end for a reason that the user must see, such as a NaN loss."""
 
 
-def _parse(arguments: list[str]) -> list[str]:
+def parse(define: Define, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """Parses a command line without the command's name.
+
+    Returns:
+      (values, the arguments that are no flags).
+
+    Raises:
+      ValueError: an unknown flag, a value that a flag does not take, or a flag file that cannot be read.
+    """
+    values = flags.FlagValues()
+    define(values)
     try:
-        rest = flags.FLAGS(arguments)
+        return values, values(["", *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
-        _fail(f"unknown flag --{error.flagname}" + (f"; did you mean --{near[0]}?" if near else ""))
+        near = difflib.get_close_matches(error.flagname, list(values), n=1)
+        hint = f"; did you mean --{near[0]}?" if near else ""
+        raise ValueError(f"unknown flag --{error.flagname}{hint}") from error
     except flags.Error as error:
-        _fail(str(error))
+        raise ValueError(str(error)) from error
     except OSError as error:  # an unreadable --flagfile
-        _fail(f"{error.filename}: {error.strerror}")
-    return rest
+        raise ValueError(f"{error.filename}: {error.strerror}") from error
 
 
-def _fail(message: str):
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+def definers(values: flags.FlagValues) -> types.SimpleNamespace:
+    """absl's DEFINE_bool, DEFINE_enum, ... for these values, as `bool`, `enum` and so on."""
+    kinds = ("bool", "enum", "float", "integer", "list", "string")
+    return types.SimpleNamespace(
+        **{kind: functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=values) for kind in kinds}
+    )
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Parses the flags and calls `main` with what is left of the command line.
+def require_no_arguments(arguments: list[str]) -> None:
+    """Raises ValueError if a command that takes flags only got something else."""
+    if arguments:
+        raise ValueError(f"unexpected argument {arguments[0]!r}; options start with --")
+
+
+def run(
+    define: Define,
+    main: Callable[[flags.FlagValues, list[str]], None],
+    resolve: Callable[[flags.FlagValues], Mapping[str, Any]] | None = None,
+) -> None:
+    """Parses the command line of this process and calls `main`.
 
     Args:
-      main: takes the positional arguments. A ValueError, TypeError or OSError, and
-        `Interrupted`, end the program with their message.
+      define: defines the flags.
+      main: takes the flags and the other arguments. A ValueError, TypeError or OSError, and `Interrupted`,
+        end the program with their message.
+      resolve: the flags that are read with those that are given, and their values; --help shows these.
     """
 
-    def guarded(arguments):
-        logging.set_verbosity(logging.WARNING)
-        try:
-            main(arguments[1:])
-        except (ValueError, TypeError, OSError, Interrupted) as error:
-            if flags.FLAGS["debug"].value:
-                raise
-            _fail(str(error))
+    def define_all(values):
+        define(values)
+        flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
 
-    flags.DEFINE_bool("debug", False, "Show the traceback of an error instead of one line.")
-    app.run(guarded, flags_parser=_parse)
+    logging.set_verbosity(logging.WARNING)
+    given = [argument for argument in sys.argv[1:] if argument not in _HELP]
+    is_debug = "--debug" in given
+    try:
+        values, arguments = parse(define_all, given)
+        if len(given) < len(sys.argv) - 1:
+            shown = resolve(values) if resolve else values.flag_values_dict()
+            print(_help(inspect.getmodule(main).__doc__, values, shown))
+            return
+        main(values, arguments)
+    except (ValueError, TypeError, OSError, Interrupted) as error:
+        if is_debug:
+            raise
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+def _help(description, values, shown):
+    lines = [description.strip(), "", "Flags, with the values that they have now:"]
+    for name, value in sorted(shown.items()):
+        flag = values[name]
+        text = ",".join(map(str, value)) if isinstance(value, list) else value
+        choices = (
+            f" One of {', '.join(flag.parser.enum_values)}." if hasattr(flag.parser, "enum_values") else ""
+        )
+        lines.append(f"  --{name}={'' if text is None else text}\n      {flag.help}{choices}")
+    return "\n".join(lines)

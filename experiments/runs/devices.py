@@ -7,7 +7,7 @@ A run may be resumed on another number of devices.
 Several processes (--coordinator_address, --num_processes, --process_id) run the same program with the same
 flags and find their run folder in one file system. Process 0 writes it; all take part in checkpoints.
 
-The flags are those of `run_flags`. `mesh` is None for one device, for which no function here does anything.
+`mesh` is None for one device, for which no function here does anything.
 """
 
 import collections
@@ -18,45 +18,47 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
-FLAGS = flags.FLAGS
-# What differs between the processes of one run.
-PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
 _AXIS = "devices"
 
 
-def start() -> None:
+def start(address: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the other processes of the run, if there are any; to be called before anything is computed.
 
+    Args:
+      address: HOST:PORT of process 0; like the others None for a run of one process.
+      num_processes: of the run.
+      process_id: of this one, from 0.
+
     Raises:
-      ValueError: flags that are missing or wrong. OSError: the address cannot be used.
+      ValueError: arguments that are missing or wrong. OSError: the address cannot be used.
     """
-    missing = [name for name in PROCESS_FLAGS if getattr(FLAGS, name) is None]
-    if len(missing) == len(PROCESS_FLAGS):
+    given = {"coordinator_address": address, "num_processes": num_processes, "process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
         return
     if missing:
-        names = ", ".join(f"--{name}" for name in PROCESS_FLAGS)
+        names = ", ".join(f"--{name}" for name in given)
         raise ValueError(f"{names} are given together or not at all; missing: --{', --'.join(missing)}")
-    address = FLAGS.coordinator_address
     if not re.fullmatch(r".+:\d+", address):
         raise ValueError(f"--coordinator_address: got {address!r}, expected HOST:PORT of process 0")
-    if FLAGS.process_id >= FLAGS.num_processes:
-        raise ValueError(f"--process_id={FLAGS.process_id}: expected less than {FLAGS.num_processes}")
-    if FLAGS.run_dir is None:
-        raise ValueError("--run_dir: got none, expected one folder for all processes of the run")
+    if process_id >= num_processes:
+        raise ValueError(f"--process_id={process_id}: expected less than {num_processes}")
     try:
-        if FLAGS.process_id == 0:  # a port in use would end the process without a message
+        if process_id == 0:  # a port in use would end the process without a message
             with socket.create_server(("", int(address.rpartition(":")[2]))):
                 pass
-        jax.distributed.initialize(address, FLAGS.num_processes, FLAGS.process_id)
+        jax.distributed.initialize(address, num_processes, process_id)
     except (OSError, OverflowError, RuntimeError) as error:
         raise OSError(f"--coordinator_address={address}: {error}") from error
 
 
-def mesh() -> jax.sharding.Mesh | None:
+def mesh(num_devices: int | None = None) -> jax.sharding.Mesh | None:
     """The devices that share a batch, as many of each process; None for one.
+
+    Args:
+      num_devices: of all processes together; None for all that there are.
 
     Raises:
       ValueError: there are not so many devices.
@@ -65,25 +67,23 @@ def mesh() -> jax.sharding.Mesh | None:
     for device in jax.devices():
         of_process[device.process_index].append(device)
     chosen = jax.devices()
-    if FLAGS.num_devices is not None:
-        share, rest = divmod(FLAGS.num_devices, len(of_process))
+    if num_devices is not None:
+        share, rest = divmod(num_devices, len(of_process))
         if rest or share > min(map(len, of_process.values())):
             owners = f"{len(of_process)} processes with " if len(of_process) > 1 else ""
-            counts = " and ".join(str(len(own)) for own in of_process.values())
-            raise ValueError(f"--num_devices={FLAGS.num_devices}: there are {owners}{counts} devices")
-        chosen = [device for own in of_process.values() for device in own[:share]]
+            counts = " and ".join(str(len(local)) for local in of_process.values())
+            raise ValueError(f"--num_devices={num_devices}: there are {owners}{counts} devices")
+        chosen = [device for local in of_process.values() for device in local[:share]]
     if len(chosen) == 1:
         return None
     return jax.sharding.Mesh(np.array(chosen), (_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def check_batch(flag: str) -> None:
+def check_batch(flag: str, size: int, mesh: jax.sharding.Mesh | None) -> None:
     """Refuses the batch size of a flag if the devices cannot share it equally."""
-    devices = mesh()
-    size = getattr(FLAGS, flag)
-    if devices is not None and size % devices.size:
+    if mesh is not None and size % mesh.size:
         raise ValueError(
-            f"--{flag}={size}: expected a multiple of the {devices.size} devices that share it; "
+            f"--{flag}={size}: expected a multiple of the {mesh.size} devices that share it; "
             "--num_devices takes fewer"
         )
 

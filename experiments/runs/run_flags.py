@@ -1,49 +1,100 @@
-"""Flags that the search and the training share; a binary adopts them as its own.
+"""Flags that search and training share: where a run happens, on what data, and how the network trains."""
 
-One place, because a flag has one definition and one default however many binaries are imported.
-"""
+from typing import Any
 
 from absl import flags
 
 from experiments.data import datasets
+from experiments.runs import command_line, compilation_cache, devices
 
-FLAGS = flags.FLAGS
+# What differs between the processes of one run.
+PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
+# What says where, with which seed and how a run happens, not what was run.
+NOT_RECIPE = (
+    *("run_dir", "resume", "seed", "num_seeds", "data_dir", "download", "smoke", "measure_cost"),
+    *("compilation_cache_dir", "num_devices"),
+)
 
-flags.DEFINE_string("run_dir", None, "Folder for everything that the run writes; new or empty.")
-flags.DEFINE_bool("resume", False, "Go on with a run that was interrupted, from its last checkpoint.")
-flags.DEFINE_string(
-    "compilation_cache_dir",
-    None,
-    "Folder of compiled programs, for faster starts; empty for none. Default: dada/jax in the user's cache.",
-)
-flags.DEFINE_integer("num_devices", None, "Devices that share every batch. Default: all.", lower_bound=1)
-flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, for a run of several processes.")
-flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
-flags.DEFINE_integer("seed", 0, "Seed of everything random.", lower_bound=0)
-flags.DEFINE_integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", lower_bound=1)
 
-flags.DEFINE_string("dataset", "embedded", f"One of {', '.join(datasets.NAMES)}, an .npz or a folder.")
-flags.DEFINE_string("data_dir", None, "Folder with the official files of CIFAR or SVHN.")
-flags.DEFINE_bool("download", False, "Fetch the official files into --data_dir if they are missing.")
-flags.DEFINE_integer(
-    "image_size", None, "Side to which a folder of images is brought. Default: as they are.", lower_bound=1
-)
-flags.DEFINE_string(
-    "planted_op",
-    None,
-    "NAME or NAME:VALUE, on every validation image of a search or test image of a training; or empty.",
-)
-flags.DEFINE_string("model", "wrn_40_2", "Network, for example wrn_40_2.")
+def define(values: flags.FlagValues) -> None:
+    """Defines them."""
+    add = command_line.definers(values)
+    _define_run(add)
+    _define_data(add)
+    _define_network(add)
 
-flags.DEFINE_integer(
-    "epochs", None, "Passes over the training images. Default: 20 for a search, 200 for a training.",
-    lower_bound=1,
-)
-flags.DEFINE_integer("batch_size", 128, "Training images per step.", lower_bound=2)
-flags.DEFINE_float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
-flags.DEFINE_float("weight_decay", 2e-4, "Of the network.", lower_bound=0.0)
-flags.DEFINE_float("clip_norm", 5.0, "Largest norm of the network's gradient; 0 for none.", lower_bound=0.0)
-flags.DEFINE_integer("crop_padding", 4, "Random crop with this padding; 0 for none.", lower_bound=0)
-flags.DEFINE_bool("flip", True, "Random horizontal flip.")
-flags.DEFINE_integer("cutout_length", 16, "Side of the cutout after the policy; 0 for none.", lower_bound=0)
+
+def _define_run(add):
+    add.string("run_dir", None, "Folder for everything that the run writes; new or empty.")
+    add.bool("resume", False, "Go on with a run that was interrupted, from its last checkpoint.")
+    add.string(
+        "compilation_cache_dir",
+        None,
+        "Folder of compiled programs; empty for none. Default: dada/jax in the user's cache.",
+    )
+    add.integer("num_devices", None, "Devices that share every batch. Default: all.", lower_bound=1)
+    add.string("coordinator_address", None, "HOST:PORT of process 0, for a run of several processes.")
+    add.integer("num_processes", None, "Processes of the run.", lower_bound=1)
+    add.integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
+    add.integer("seed", 0, "Seed of everything random.", lower_bound=0)
+    add.integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", lower_bound=1)
+
+
+def _define_data(add):
+    add.string("dataset", "embedded", f"One of {', '.join(datasets.NAMES)}, an .npz or a folder.")
+    add.string("data_dir", None, "Folder with the official files of CIFAR or SVHN.")
+    add.bool("download", False, "Fetch the official files into --data_dir if they are missing.")
+    add.integer(
+        "image_size",
+        None,
+        "Side to which a folder of images is brought. Default: as they are.",
+        lower_bound=1,
+    )
+    add.string(
+        "planted_op",
+        None,
+        "NAME or NAME:VALUE, on every validation image of a search or test image of a training; or empty.",
+    )
+
+
+def _define_network(add):
+    add.string("model", "wrn_40_2", "Network, for example wrn_40_2.")
+    add.integer(
+        "epochs",
+        None,
+        "Passes over the training images. Default: 20 for a search, 200 for a training.",
+        lower_bound=1,
+    )
+    add.integer("batch_size", 128, "Training images per step.", lower_bound=2)
+    add.float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
+    add.float("weight_decay", 2e-4, "Of the network.", lower_bound=0.0)
+    add.float("clip_norm", 5.0, "Largest norm of the network's gradient; 0 for none.", lower_bound=0.0)
+    add.integer("crop_padding", 4, "Random crop with this padding; 0 for none.", lower_bound=0)
+    add.bool("flip", True, "Random horizontal flip.")
+    add.integer("cutout_length", 16, "Side of the cutout after the policy; 0 for none.", lower_bound=0)
+
+
+def as_dict(values: flags.FlagValues) -> dict[str, Any]:
+    """The flags of a command by name, as they were given, without those of one process alone."""
+    return {name: flag.value for name, flag in _flags(values).items() if name not in PROCESS_FLAGS}
+
+
+def given(values: flags.FlagValues) -> set[str]:
+    """Names of the flags that were given, on the command line or in a flag file."""
+    return {name for name, flag in _flags(values).items() if flag.present}
+
+
+def _flags(values):
+    return {name: values[name] for name in values if name != "debug"}
+
+
+def start(values: flags.FlagValues) -> None:
+    """Joins the other processes of a run and finds compiled programs, before anything is computed.
+
+    Raises:
+      ValueError: flags that are missing or wrong. OSError: an address or a folder cannot be used.
+    """
+    if values["process_id"].value is not None and values["run_dir"].value is None:
+        raise ValueError("--run_dir: got none, expected one folder for all processes of the run")
+    devices.start(*(values[name].value for name in PROCESS_FLAGS))
+    compilation_cache.use(values["compilation_cache_dir"].value)

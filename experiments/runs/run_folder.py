@@ -38,7 +38,10 @@ from orbax.checkpoint import v1 as ocp
 from experiments.runs import devices
 
 # A resumed run may have other values of these than its first start.
-FREE_FLAGS = ("resume", "run_dir", "max_steps", "download", "compilation_cache_dir", "num_devices")
+FREE_FLAGS = (
+    *("resume", "run_dir", "max_steps", "measure_cost", "download"),
+    *("compilation_cache_dir", "num_devices"),
+)
 _CHECKPOINTS_KEPT = 2
 _FIRST_FILES = {"environment.json", "environment.json.part", "flags.txt.part"}
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
@@ -270,7 +273,7 @@ def _check_same_flags(path, flags):
 
 def _git_commit():
     """Commit of the source tree, with "-dirty" if files differ from it; None without one."""
-    root = pathlib.Path(__file__).resolve().parent.parent
+    root = pathlib.Path(__file__).resolve().parents[2]
     command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         found = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=10)

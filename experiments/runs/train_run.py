@@ -1,4 +1,4 @@
-"""One training from its first step to its summary: epochs, tests, metrics, checkpoints, figure."""
+"""One training from its first step to its summary: epochs, tests, metrics, checkpoints."""
 
 import functools
 import math
@@ -15,7 +15,6 @@ from dada import policies
 from dada.augment import image_keys
 from dada.training import policy_training, sgd
 from experiments.data import datasets
-from experiments.figures import train_plot
 from experiments.runs import command_line, compiled_loop, devices, run_folder, seeds
 
 
@@ -204,7 +203,7 @@ def _line(task, index, of_steps, result):
 
 
 def _finish(task, folder, timing):
-    """Writes the summary and the figure of a finished training; returns the summary."""
+    """Writes the summary of a finished training and returns it."""
     lines = run_folder.read_metrics(folder.path)
     accuracy = [line["test_accuracy"] for line in lines]
     best = accuracy.index(max(accuracy))
@@ -221,7 +220,6 @@ def _finish(task, folder, timing):
         **timing,
     }
     folder.write_summary(summary)
-    train_plot.draw(folder.path)
     return summary
 
 

@@ -1,11 +1,9 @@
 """What the update rules of the released DADA code make of pure noise.
 
-`simulate` runs the policy update of the official preset, `dada_official.policy_gradient` and Adam, on a loss
-whose derivative along the validation gradient is drawn from a normal distribution, independent of the policy.
+`simulate` runs the policy update of the official preset, its `policy_gradient` and Adam, on a loss whose
+derivative along the validation gradient is drawn from a normal distribution, independent of the policy.
 Nothing can be learned from it: what the policy looks like in the end is the random walk of the rules. Adam
 divides out the scale of the noise.
-
-Copy with it: `dada_official`, `dada_search` and what they import.
 """
 
 import functools
@@ -15,21 +13,18 @@ import jax.numpy as jnp
 import optax
 
 from dada import ops, policies
-from dada.searches.dada import config as dada_config
-from dada.searches.dada import search as dada_search
+from dada.searches import dada_official
 from dada.searches.dada import space as policy_space
-from dada.searches.dada_official import official as dada_official
+from dada.searches.dada_official import gradient as official_gradient
 
-_CONFIG = dada_config.Config(
-    apply=lambda *_: None, space=ops.search_space("dada"), **dada_official.SETTINGS
-)
+_CONFIG = dada_official.Config(apply=lambda *_: None, space=ops.search_space("dada"))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _walk(key, num_steps):
     """Raw parameters after `num_steps` updates."""
     optimizer = optax.adam(_CONFIG.policy_learning_rate, b1=0.5, b2=0.999)
-    start = dada_official.init_policy(policy_space.init("pairs", len(_CONFIG.space.rows)))
+    start = official_gradient.init_policy(policy_space.init("pairs", len(_CONFIG.space.rows)))
 
     def loss(params, inputs):
         constant, slope = params  # so that loss and its derivative by the images are noise of their own
@@ -39,13 +34,13 @@ def _walk(key, num_steps):
         parameters, optimizer_state = carry
         draw_key, noise_key = jax.random.split(key)
         noise = tuple(jax.random.normal(noise_key, (2,)))
-        gradient, _ = dada_official.policy_gradient(
+        gradient, _ = official_gradient.policy_gradient(
             "reinforce",  # RELAX's control variate cancels in the released code
             loss,
             lambda function: jax.jvp(function, ((0.0, 0.0),), (noise,))[1],
             parameters,
             (),
-            policy_space.draw(draw_key, dada_official.as_logits(parameters)),
+            policy_space.draw(draw_key, official_gradient.as_logits(parameters)),
             draw_key,
             jnp.float32(0.5),
             jnp.zeros(1),
@@ -68,5 +63,5 @@ def simulate(key: jax.Array, num_steps: int) -> policies.Policy:
       A Policy of kind sub_policies: 25 pairs of the space "dada".
     """
     parameters = _walk(key, num_steps)
-    state = dada_search.SearchState(key, None, parameters, None, None, epoch_policy=parameters)
-    return dada_search.extract_policy(_CONFIG, state, source="pure noise under the official update rules")
+    state = dada_official.SearchState(key, None, parameters, None, None, epoch_policy=parameters)
+    return dada_official.extract_policy(_CONFIG, state, source="pure noise under the official update rules")

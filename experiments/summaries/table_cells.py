@@ -91,28 +91,28 @@ def _errors(runs, epoch="last"):
 
 def _cell(definition, column, row, runs):
     of_column = [run for run in runs if run.column == column.key]
-    own = [run for run in of_column if run.row == row.key]
+    of_cell = [run for run in of_column if run.row == row.key]
     random_rows = {other.key for other in definition.rows if other.role == "random"}
     # A random policy is compared with the other random policies.
     random_runs = [run for run in of_column if run.row in random_rows - {row.key}]
     paper, paper_spread = table_definition.lookup(definition.errors, column.paper, row.paper)
     paper_hours, _ = table_definition.lookup(definition.hours, table_definition.hours_row(column), row.paper)
-    last, best = sample(_errors(own)), sample(_errors(own, "best"))
+    last, best = sample(_errors(of_cell)), sample(_errors(of_cell, "best"))
     ours = best if definition.errors and definition.errors.epoch == "best" else last
-    seconds = [run.search.seconds if run.search else 0.0 for run in own]
-    hardware = {run.hardware for run in own} | {run.search.hardware for run in own if run.search}
+    seconds = [run.search.seconds if run.search else 0.0 for run in of_cell]
+    hardware = {run.hardware for run in of_cell} | {run.search.hardware for run in of_cell if run.search}
     return Cell(
         row=row,
         column=column,
-        runs=own,
+        runs=of_cell,
         last=last,
         best=best,
-        p_value=welch_p_value(_errors(own), _errors(random_runs)),
+        p_value=welch_p_value(_errors(of_cell), _errors(random_runs)),
         paper=paper,
         paper_spread=paper_spread,
         difference=ours.mean - paper if ours and paper is not None else None,
-        search_hours=statistics.fmean(seconds) / 3600 if own else None,
-        train_hours=statistics.fmean(run.seconds for run in own) / 3600 if own else None,
+        search_hours=statistics.fmean(seconds) / 3600 if of_cell else None,
+        train_hours=statistics.fmean(run.seconds for run in of_cell) / 3600 if of_cell else None,
         paper_hours=paper_hours,
         hardware=", ".join(sorted(hardware)),
     )

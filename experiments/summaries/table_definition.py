@@ -14,22 +14,19 @@ rows that every table must have: without them no error says what a search is wor
 Contract: reads files, writes nothing.
 """
 
-import functools
 import json
 import os
 import pathlib
-from types import ModuleType
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from absl import flags
-from absl.testing import flagsaver  # puts the flags of this process back, whatever they were
+from experiments.runs import run_flags, run_folder
 
-from experiments import search, train
-from experiments.runs import run_folder
-
-PAPER_TABLES = pathlib.Path(__file__).parent / "paper_tables"
+PAPER_TABLES = pathlib.Path(__file__).resolve().parents[1] / "paper_tables"
 ROLES = ("identity", "random")
 FILE = "table.json"
+# By command, "train" and "search": all flags that a command line stands for. ValueError on a bad one.
+Resolve = Mapping[str, Callable[[list[str]], dict[str, Any]]]
 
 
 class PaperTable(NamedTuple):
@@ -88,10 +85,11 @@ class Definition(NamedTuple):
     errors: PaperTable | None
     hours: PaperTable | None
     recipes: dict[tuple[str, str], Recipe]  # by keys of column and row, without cells that do not exist
+    defaults: dict[str, dict[str, str]]  # by command, the flags of an empty command line
 
 
-def load(folder: str | os.PathLike) -> Definition:
-    """Reads and checks TABLE/table.json.
+def load(folder: str | os.PathLike, resolve: Resolve) -> Definition:
+    """Reads and checks TABLE/table.json, with the commands that its command lines are for.
 
     Raises:
       FileNotFoundError: no such file. ValueError: names the file and what is wrong in it.
@@ -105,11 +103,14 @@ def load(folder: str | os.PathLike) -> Definition:
         rows = [Row(**row) for row in text["rows"]]
         errors, hours = (text[name] and paper_table(text[name]) for name in ("errors", "hours"))
         _check(columns, rows, errors)
-        cells = {(column.key, row.key): _recipe(column, row) for column in columns for row in rows}
+        cells = {(column.key, row.key): _recipe(column, row, resolve) for column in columns for row in rows}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     recipes = {cell: recipe for cell, recipe in cells.items() if recipe}
-    return Definition(path.parent, text["title"], text["about"], columns, rows, errors, hours, recipes)
+    defaults = {name: _flags(of_command, []) for name, of_command in resolve.items()}
+    return Definition(
+        path.parent, text["title"], text["about"], columns, rows, errors, hours, recipes, defaults
+    )
 
 
 def _check(columns, rows, errors):
@@ -163,59 +164,37 @@ def hours_row(column: Column) -> str | None:
     return column.paper and column.paper.split("/")[0]
 
 
-def _recipe(column, row):
+def _recipe(column, row, resolve):
     """The recipe of a cell, or None if the row does not have this column."""
-    own = [line.get(column.key) if isinstance(line, dict) else line for line in (row.train, row.search)]
-    if own[0] is None or (own[1] is None and row.search is not None):
+    train_part, search_part = (
+        line.get(column.key) if isinstance(line, dict) else line for line in (row.train, row.search)
+    )
+    if train_part is None or (search_part is None and row.search is not None):
         return None
-    train_line = [*column.train, *own[0]]
-    train_flags = _resolve(train, train_line)
+    train_line = [*column.train, *train_part]
+    train_flags = _flags(resolve["train"], train_line)
     if row.search is None:
         return Recipe(train_line, None, train_flags, None)
-    search_line = [*column.search, *own[1]]
+    search_line = [*column.search, *search_part]
     # The policy is that of the search, whatever its path.
     del train_flags["policy"]
-    return Recipe(train_line, search_line, train_flags, _resolve(search, search_line))
+    return Recipe(train_line, search_line, train_flags, _flags(resolve["search"], search_line))
 
 
-def refuse_other_flags(main_module: str) -> None:
-    """Raises ValueError if a flag of a search or a training was given to a binary that reads recipes."""
-    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(main_module)}
-    for binary in (train, search):
-        for flag in flags.FLAGS.get_key_flags_for_module(binary.__name__):
-            if flag.present and flag.name not in own:
-                raise ValueError(f"--{flag.name}: recipes stand in the {FILE} of a table, not here")
-
-
-def _resolve(binary: ModuleType, arguments: list[str]) -> dict[str, str]:
-    with flagsaver.flagsaver():
-        for flag in flags.FLAGS.get_key_flags_for_module(binary.__name__):
-            flag.unparse()  # back to its default
-        try:
-            rest = flags.FLAGS([binary.__name__, *arguments])[1:]
-        except (flags.Error, OSError) as error:
-            raise ValueError(f"{' '.join(arguments)}: {error}") from error
-        if rest:
-            raise ValueError(f"{' '.join(arguments)}: unexpected {rest[0]!r}")
-        return what_was_run(run_folder.flag_texts(binary.resolve_flags()))
+def _flags(resolve, arguments):
+    try:
+        return what_was_run(run_folder.flag_texts(resolve(arguments)))
+    except ValueError as error:
+        raise ValueError(f"{' '.join(arguments)}: {error}") from error
 
 
 def what_was_run(flag_texts: dict[str, str]) -> dict[str, str]:
     """The flags of a run without those that say only where, with which seed and how often."""
-    return {name: text for name, text in flag_texts.items() if name not in train.NOT_RECIPE}
+    return {name: text for name, text in flag_texts.items() if name not in run_flags.NOT_RECIPE}
 
 
-def is_same(wanted: dict[str, str], found: dict[str, str], binary: ModuleType) -> bool:
-    """Whether a run had the wanted flags; a flag that its binary did not have yet has its default."""
-    missing = wanted.keys() - found.keys()
-    if (
-        any(wanted[name] != found[name] for name in wanted.keys() & found.keys())
-        or found.keys() - wanted.keys()
-    ):
-        return False
-    return all(wanted[name] == _defaults(binary).get(name) for name in missing)
-
-
-@functools.cache
-def _defaults(binary):
-    return _resolve(binary, [])
+def is_same(wanted: dict[str, str] | None, flags: dict[str, str] | None, defaults: dict[str, str]) -> bool:
+    """Whether a run had the wanted flags, and none where None is wanted; newer flags have their defaults."""
+    if wanted is None or flags is None:
+        return wanted is flags
+    return {name: defaults.get(name) for name in wanted} | flags == wanted

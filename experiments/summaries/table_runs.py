@@ -12,7 +12,6 @@ import pathlib
 import shutil
 from typing import NamedTuple
 
-from experiments import search, train
 from experiments.runs import run_folder
 from experiments.summaries import table_definition
 
@@ -110,16 +109,16 @@ def _to_line(run):
 
 def _read_run(definition, path):
     """The run of a finished training, or None if no cell has its recipe; copies a policy that was found."""
-    found, summary = run_folder.read_flags(path), run_folder.read_summary(path)
-    flags, search_flags, search_path = table_definition.what_was_run(found), None, None
+    all_flags, summary = run_folder.read_flags(path), run_folder.read_summary(path)
+    flags, search_flags, search_path = table_definition.what_was_run(all_flags), None, None
     cell = _cell(definition, flags, None)  # a policy that its recipe names
-    if cell is None and (search_path := _search_folder(path, found)):
+    if cell is None and (search_path := _search_folder(path, all_flags)):
         del flags["policy"]
         search_flags = table_definition.what_was_run(run_folder.read_flags(search_path))
         cell = _cell(definition, flags, search_flags)
     if cell is None:
         return None
-    seed = int(found["seed"])
+    seed = int(all_flags["seed"])
     environment = json.loads((path / "environment.json").read_text())
     return Run(
         *cell,
@@ -157,13 +156,13 @@ def _cost(path, summary):
     return {"seconds": round(summary["seconds_run"] / summary["seeds_at_once"], 1), "hardware": hardware}
 
 
-def _search_folder(path, found):
+def _search_folder(path, flags):
     """The folder of the search that found the policy of a training, or None: it has a name, or is a file."""
-    policy = pathlib.Path(found["policy"])
+    policy = pathlib.Path(flags["policy"])
     if policy.suffix != ".json":
         return None
     # Run folders that were moved together still lie the same way from each other.
-    moved = path / os.path.relpath(policy.parent, found["run_dir"])
+    moved = path / os.path.relpath(policy.parent, flags["run_dir"])
     for folder in (policy.parent, moved):
         if (folder / "flags.txt").is_file() and (folder / "summary.json").is_file():
             return folder
@@ -172,10 +171,10 @@ def _search_folder(path, found):
 
 def _cell(definition, flags, search_flags):
     """Keys of the column and row with this recipe, or None."""
+    defaults, is_same = definition.defaults, table_definition.is_same
     for cell, recipe in definition.recipes.items():
-        if (recipe.search_flags is None) == (search_flags is None) and (
-            table_definition.is_same(recipe.train_flags, flags, train)
-            and (search_flags is None or table_definition.is_same(recipe.search_flags, search_flags, search))
+        if is_same(recipe.train_flags, flags, defaults["train"]) and is_same(
+            recipe.search_flags, search_flags, defaults["search"]
         ):
             return cell
     return None

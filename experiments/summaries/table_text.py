@@ -75,8 +75,8 @@ def _not_run_lines(definition, columns, cells):
     heads = ["policy", *(column.name for column in columns)]
     lines = ["## Not run", "", _line(heads), _line(["---"] * len(heads))]
     for row in definition.rows:
-        found = [cells.get((column.key, row.key)) for column in columns]
-        lines.append(_line([row.name, *(_not_run_cell(cell) for cell in found)]))
+        of_row = [cells.get((column.key, row.key)) for column in columns]
+        lines.append(_line([row.name, *(_not_run_cell(cell) for cell in of_row)]))
     if definition.errors:
         lines += ["", f"In brackets the paper's value, {definition.errors.quantity}."]
     return lines

@@ -6,32 +6,24 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ... import checks, ops
+from ... import augment, checks, ops
 from ...training import schedules
 
 ESTIMATORS = ("relax", "reinforce", "gumbel", "straight_through")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Static settings of a search; hashable. Defaults: the paper's CIFAR-10 search, corrected.
+class CommonConfig:
+    """Static settings that DADA and `dada_official` share; hashable. Defaults: the paper's CIFAR-10 search.
 
     Attributes:
       apply: network, (params, batch_stats, images, is_training, key, axis_name=) -> (logits, batch_stats).
       space: the ops, their ranges and sign rules.
       num_epochs, steps_per_epoch: length of the search; they set the learning-rate schedule.
-      policy_space: "pairs" or "slots", see `policy_space`.
-      draws: "image" or "batch": what shares one draw of sub-policy and bits.
-      estimator: one of `ESTIMATORS`.
+      estimator: of the policy gradient.
       hypergradient: "exact" (JVP) or "finite_difference".
       learning_rate ... clip_norm: SGD of the network.
       policy_learning_rate: Adam of the policy, betas 0.5 and 0.999.
-      control_learning_rate: Adam of RELAX's control variate.
-      share_between_pairs: pairs that have an op in common share gradients.
-      orthogonal_to_clean: the validation gradient loses its part along the gradient of the un-augmented
-        training batch, so that ops are paid only for what they add.
-      validation_statistics: "batch", or "running": at the validation images the network is as in a test,
-        with the running statistics after the step's training pass, held fixed, and without drawn noise.
       temperature: (at the start, at the end), linear in between; of the relaxed samples.
       crop_padding, flip, cutout_length: base augmentation around the policy, as in the papers.
       mean, std: per channel, of images in [0, 1].
@@ -42,8 +34,6 @@ class Config:
     space: ops.SearchSpace
     num_epochs: int = 20
     steps_per_epoch: int = 16
-    policy_space: str = "pairs"
-    draws: str = "image"
     estimator: str = "relax"
     hypergradient: str = "exact"
     learning_rate: float = 0.1
@@ -52,30 +42,53 @@ class Config:
     weight_decay: float = 2e-4
     clip_norm: float | None = 5.0
     policy_learning_rate: float = 0.05
-    control_learning_rate: float = 0.01
-    share_between_pairs: bool = True
-    orthogonal_to_clean: bool = False
-    validation_statistics: str = "batch"
     temperature: tuple[float, float] = (0.5, 0.5)
     crop_padding: int = 4
     flip: bool = True
     cutout_length: int = 16
-    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
+    mean: tuple[float, float, float] = augment.CIFAR_MEAN
+    std: tuple[float, float, float] = augment.CIFAR_STD
     top_k: int = 25
 
     def __post_init__(self):
+        checks.check_choices(self, {"hypergradient": ("exact", "finite_difference")})
+        checks.check_no_random_ops(ops.random_ops(self.space))
+        checks.check_counts(self, "num_epochs", "steps_per_epoch")
+        if min(self.temperature) <= 0:
+            raise ValueError(f"temperature: got {self.temperature}, expected two numbers above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(CommonConfig):
+    """Static settings of a corrected search.
+
+    Attributes: those of `CommonConfig`, and
+      policy_space: "pairs" or "slots", see `space`.
+      draws: "image" or "batch": what shares one draw of sub-policy and bits.
+      control_learning_rate: Adam of RELAX's control variate.
+      share_between_pairs: pairs that have an op in common share gradients.
+      orthogonal_to_clean: the validation gradient loses its part along the gradient of the un-augmented
+        training batch, so that ops are paid only for what they add.
+      validation_statistics: "batch", or "running": at the validation images the network is as in a test,
+        with the running statistics after the step's training pass, held fixed, and without drawn noise.
+    """
+
+    policy_space: str = "pairs"
+    draws: str = "image"
+    control_learning_rate: float = 0.01
+    share_between_pairs: bool = True
+    orthogonal_to_clean: bool = False
+    validation_statistics: str = "batch"
+
+    def __post_init__(self):
+        super().__post_init__()
         choices = {
             "policy_space": ("pairs", "slots"),
             "draws": ("image", "batch"),
             "estimator": ESTIMATORS,
-            "hypergradient": ("exact", "finite_difference"),
             "validation_statistics": ("batch", "running"),
         }
         checks.check_choices(self, choices)
-        checks.check_no_random_ops(ops.random_ops(self.space))
-        checks.check_counts(self, "num_epochs", "steps_per_epoch")
-        checks.check_temperature(self.temperature)
 
 
 def learning_rate(config: Config, step: jax.Array) -> jax.Array:
@@ -88,7 +101,7 @@ def learning_rate(config: Config, step: jax.Array) -> jax.Array:
     )
 
 
-def temperature(config: Config, step: jax.Array) -> jax.Array:
+def temperature(config: CommonConfig, step: jax.Array) -> jax.Array:
     """Temperature of the relaxed samples: linear over the whole search."""
     start, end = config.temperature
     fraction = jnp.clip(step / (config.num_epochs * config.steps_per_epoch), 0.0, 1.0)

@@ -53,10 +53,11 @@ from ... import checks, policies
 from ...gradients import bilevel, estimators
 from ...training import sgd
 from ...training.sgd import Batch, mean_of_devices
-from ..losses import clean_losses, training_losses
+from ..losses import clean_losses, inner_step, metrics, training_losses
+from . import config as dada_config
 from . import input as search_input
 from . import space as policy_space
-from .config import Config, learning_rate, temperature
+from .config import Config
 
 
 class SearchState(NamedTuple):
@@ -106,11 +107,7 @@ def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> Searc
 
 
 def gradients(
-    config: Config,
-    state: SearchState,
-    train_batch: Batch,
-    valid_batch: Batch,
-    axis_name: str | None = None,
+    config: Config, state: SearchState, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
 ) -> tuple[tuple[policy_space.Parameters, Any], sgd.TrainState, dict[str, jax.Array]]:
     """The network's next state, and the gradient of the policy at it.
 
@@ -123,7 +120,8 @@ def gradients(
       levels (relaxed mixtures: in everything), an estimate in the rest.
     """
     train, parameters = state.train, state.policy
-    rate, heat = learning_rate(config, train.step), temperature(config, train.step)
+    rate = dada_config.learning_rate(config, train.step)
+    temperature = dada_config.temperature(config, train.step)
     sample = search_input.sample(
         jax.random.fold_in(state.key, train.step),
         parameters,
@@ -131,10 +129,11 @@ def gradients(
         is_shared=config.draws == "batch",
         axis_name=axis_name,
     )
-    inputs, pull_back_inputs = jax.vjp(
-        lambda parameters: search_input.network_input(config, parameters, sample, heat, train_batch.images),
-        parameters,
-    )
+
+    def network_input(parameters):
+        return search_input.network_input(config, parameters, sample, temperature, train_batch.images)
+
+    inputs, pull_back_inputs = jax.vjp(network_input, parameters)
     losses = functools.partial(
         training_losses(config.apply, train.batch_stats, train_batch.labels, axis_name),
         key=sample.network_key,
@@ -144,24 +143,15 @@ def gradients(
     gradient, train_loss, (stats, train_accuracy) = bilevel.loss_gradient(
         lambda params: losses(params, inputs), train.params, axis_name
     )
-    update = functools.partial(
-        sgd.sgd_update,
-        train.params,
-        train.momentum,
-        learning_rate=rate,
-        weight_decay=config.weight_decay,
-        momentum_decay=config.momentum_decay,
-        clip_norm=config.clip_norm,
-    )
-    params, momentum, pull_back = bilevel.look_ahead(update, gradient)
+    params, momentum, pull_back = bilevel.look_ahead(inner_step(config, train, rate), gradient)
 
     # v, at images that no policy has touched.
-    def valid_logits(params, images):
+    def apply_valid(params, images):
         of_batch = config.validation_statistics == "batch"
         return config.apply(params, stats, images, of_batch, sample.network_key, axis_name=axis_name)[0]
 
-    clean = functools.partial(clean_losses, valid_logits, config.mean, config.std)
-    valid_gradient, valid_loss, valid_accuracy = bilevel.validation_gradient(
+    clean = functools.partial(clean_losses, apply_valid, config)
+    valid_gradient, *valid = bilevel.validation_gradient(
         clean(valid_batch),
         params,
         axis_name,
@@ -169,7 +159,7 @@ def gradients(
     )
 
     # The cost of a draw is < u, grad l_i >, which is -s_i: u points along -v.
-    direction = bilevel.direction(pull_back, valid_gradient)
+    direction = bilevel.direction(pull_back, valid_gradient, least_norm=1e-12)
     is_exact = config.hypergradient == "exact"
     alignment = bilevel.alignment if is_exact else bilevel.alignment_finite_difference
     costs, pull_back_costs = jax.vjp(
@@ -178,25 +168,16 @@ def gradients(
 
     # Levels by the derivative of the mean cost, choices and bits by the score function.
     (pathwise,) = pull_back_inputs(*pull_back_costs(jnp.full_like(costs, 1.0 / costs.size)))
-    scores, control_gradient = _score_gradient(config, state, sample, heat, costs, axis_name)
+    scores, control_gradient = _score_gradient(config, state, sample, temperature, costs, axis_name)
     policy_gradient = mean_of_devices((jax.tree.map(jnp.add, pathwise, scores), control_gradient), axis_name)
-    metrics = {
-        "train_loss": train_loss,
-        "train_accuracy": mean_of_devices(train_accuracy, axis_name),
-        "valid_loss": valid_loss,
-        "valid_accuracy": mean_of_devices(valid_accuracy, axis_name),
-        "learning_rate": rate,
-        "temperature": heat,
-    }
-    return policy_gradient, sgd.TrainState(train.step + 1, params, stats, momentum), metrics
+    numbers = metrics(
+        (train_loss, train_accuracy), valid, axis_name, learning_rate=rate, temperature=temperature
+    )
+    return policy_gradient, sgd.TrainState(train.step + 1, params, stats, momentum), numbers
 
 
 def step(
-    config: Config,
-    state: SearchState,
-    train_batch: Batch,
-    valid_batch: Batch,
-    axis_name: str | None = None,
+    config: Config, state: SearchState, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
 ) -> tuple[SearchState, dict[str, jax.Array]]:
     """One update of the network and one of the policy.
 
@@ -215,19 +196,19 @@ def step(
       AssertionError: wrong shapes or dtypes.
     """
     checks.check_batches(train_batch, valid_batch)
-    (gradient, control_gradient), train, metrics = gradients(
+    (gradient, control_gradient), train, numbers = gradients(
         config, state, train_batch, valid_batch, axis_name
     )
     if config.share_between_pairs:
         gradient = policy_space.share_between_pairs(gradient, len(config.space.rows))
     updates, optimizer = _optimizer(config).update((gradient, control_gradient), state.optimizer)
     parameters, control = optax.apply_updates((state.policy, state.control), updates)
-    metrics["entropy"] = policy_space.entropy(parameters)
-    metrics["op_mass"] = policy_space.op_mass(parameters, len(config.space.rows))
-    return SearchState(state.key, train, parameters, control, optimizer), metrics
+    numbers["entropy"] = policy_space.entropy(parameters)
+    numbers["op_mass"] = policy_space.op_mass(parameters, len(config.space.rows))
+    return SearchState(state.key, train, parameters, control, optimizer), numbers
 
 
-def _score_gradient(config, state, sample, heat, costs, axis_name):
+def _score_gradient(config, state, sample, temperature, costs, axis_name):
     """The score-function part of the gradient, for (policy, control); zero for relaxed mixtures."""
     parameters = state.policy
     no_control = jax.tree.map(jnp.zeros_like, state.control)
@@ -245,7 +226,7 @@ def _score_gradient(config, state, sample, heat, costs, axis_name):
 
     def latents(parameters, key, draw):
         return tuple(
-            policy_space.features(latent, draw, heat)
+            policy_space.features(latent, draw, temperature)
             for latent in policy_space.drawn_latents(parameters, key, draw)
         )
 

@@ -1,4 +1,4 @@
-"""DADA as the released code does it, with its defects: preset "official".
+"""DADA as the released code does it, with its defects.
 
 Kept on purpose, each with the reason why it is a defect:
 - RELAX is evaluated on two losses that share all noise, and the two are subtracted, so every term of the
@@ -31,11 +31,12 @@ from ... import augment, checks, policies
 from ...gradients import bilevel, estimators
 from ...training import sgd
 from ...training.sgd import Batch, mean_of_devices
+from ..dada import config as dada_config
 from ..dada import input as search_input
 from ..dada import space as policy_space
-from ..losses import clean_losses, training_losses
+from ..losses import clean_losses, inner_step, metrics, training_losses
 from . import gradient as official_gradient
-from .config import Config, learning_rate, temperature
+from .config import Config, learning_rate
 
 
 class SearchState(NamedTuple):
@@ -102,11 +103,7 @@ def network_input(
 
 
 def gradients(
-    config: Config,
-    state: SearchState,
-    train_batch: Batch,
-    valid_batch: Batch,
-    axis_name: str | None = None,
+    config: Config, state: SearchState, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
 ) -> tuple[tuple[policy_space.Parameters, Any], sgd.TrainState, dict[str, jax.Array]]:
     """The network's next state, and what the released code takes for the gradient of the policy.
 
@@ -116,7 +113,7 @@ def gradients(
       ((gradient for the policy, gradient for the Q network), network after its update, metrics).
     """
     train, parameters = state.train, state.policy
-    rate, heat = learning_rate(config, train.step), temperature(config, train.step)
+    rate, temperature = learning_rate(config, train.step), dada_config.temperature(config, train.step)
     sample = search_input.sample(
         jax.random.fold_in(state.key, train.step),
         official_gradient.as_logits(parameters),
@@ -132,23 +129,14 @@ def gradients(
     gradient, train_loss, (stats, train_accuracy) = bilevel.loss_gradient(
         lambda params: losses(params, inputs), train.params, axis_name
     )
-    update = functools.partial(
-        sgd.sgd_update,
-        train.params,
-        train.momentum,
-        gradient,
-        learning_rate=rate,
-        weight_decay=config.weight_decay,
-        momentum_decay=config.momentum_decay,
-    )
-    params, momentum = update(clip_norm=config.clip_norm)
-    unrolled, _ = update(clip_norm=None)
+    params, momentum = inner_step(config, train, rate)(gradient)
+    unrolled, _ = inner_step(config, train, rate, clip_norm=None)(gradient)
 
-    def valid_logits(params, images):
+    def apply_valid(params, images):
         return config.apply(params, stats, images, True, sample.network_key, axis_name=axis_name)[0]
 
-    valid_gradient, valid_loss, valid_accuracy = bilevel.validation_gradient(
-        clean_losses(valid_logits, config.mean, config.std, valid_batch), unrolled, axis_name
+    valid_gradient, *valid = bilevel.validation_gradient(
+        clean_losses(apply_valid, config, valid_batch), unrolled, axis_name
     )
     is_exact = config.hypergradient == "exact"
     alignment = bilevel.alignment if is_exact else bilevel.alignment_finite_difference
@@ -160,26 +148,17 @@ def gradients(
         state.control,
         jax.tree.map(lambda leaf: leaf[0], sample.draws),
         sample.draw_keys[0],
-        heat,
+        temperature,
         inputs,
     )
-    metrics = {
-        "train_loss": train_loss,
-        "train_accuracy": mean_of_devices(train_accuracy, axis_name),
-        "valid_loss": valid_loss,
-        "valid_accuracy": mean_of_devices(valid_accuracy, axis_name),
-        "learning_rate": rate,
-        "temperature": heat,
-    }
-    return policy_gradient, sgd.TrainState(train.step + 1, params, stats, momentum), metrics
+    numbers = metrics(
+        (train_loss, train_accuracy), valid, axis_name, learning_rate=rate, temperature=temperature
+    )
+    return policy_gradient, sgd.TrainState(train.step + 1, params, stats, momentum), numbers
 
 
 def step(
-    config: Config,
-    state: SearchState,
-    train_batch: Batch,
-    valid_batch: Batch,
-    axis_name: str | None = None,
+    config: Config, state: SearchState, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
 ) -> tuple[SearchState, dict[str, jax.Array]]:
     """One update of the network and one of the policy; arguments and results as of `dada.step`.
 
@@ -187,7 +166,7 @@ def step(
       AssertionError: wrong shapes or dtypes.
     """
     checks.check_batches(train_batch, valid_batch)
-    gradient, train, metrics = gradients(config, state, train_batch, valid_batch, axis_name)
+    gradient, train, numbers = gradients(config, state, train_batch, valid_batch, axis_name)
     updates, optimizer = _optimizer(config).update(gradient, state.optimizer)
     parameters, control = optax.apply_updates((state.policy, state.control), updates)
     starts_epoch = state.train.step % config.steps_per_epoch == 0
@@ -195,9 +174,9 @@ def step(
         lambda new, old: jnp.where(starts_epoch, new, old), state.policy, state.epoch_policy
     )
     learned = official_gradient.as_logits(parameters)
-    metrics["entropy"] = policy_space.entropy(learned)
-    metrics["op_mass"] = policy_space.op_mass(learned, len(config.space.rows))
-    return SearchState(state.key, train, parameters, control, optimizer, epoch_policy), metrics
+    numbers["entropy"] = policy_space.entropy(learned)
+    numbers["op_mass"] = policy_space.op_mass(learned, len(config.space.rows))
+    return SearchState(state.key, train, parameters, control, optimizer, epoch_policy), numbers
 
 
 def extract_policy(config: Config, state: SearchState, **metadata) -> policies.Policy:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import jax
 
-from ... import checks, ops
+from ... import augment, checks, ops
 from ...training import schedules
 
 MAGNITUDES = {
@@ -161,8 +161,8 @@ class Config:
     crop_padding: int = 4
     flip: bool = True
     cutout_length: int = 16
-    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
+    mean: tuple[float, float, float] = augment.CIFAR_MEAN
+    std: tuple[float, float, float] = augment.CIFAR_STD
 
     def __post_init__(self):
         checks.check_choices(self, {"preset": ("corrected", "official"), "draws": ("image", "batch")})
@@ -188,7 +188,5 @@ class Config:
 def learning_rate(config: Config, step: jax.Array) -> jax.Array:
     """Network learning rate of a step, from `config.learning_rate` to 0 along half a cosine."""
     return schedules.cosine(
-        step / config.steps_per_epoch,
-        learning_rate=config.learning_rate,
-        num_epochs=config.num_epochs,
+        step / config.steps_per_epoch, learning_rate=config.learning_rate, num_epochs=config.num_epochs
     )

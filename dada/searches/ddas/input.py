@@ -14,11 +14,7 @@ from .config import Config
 
 
 def copies(
-    key: jax.Array,
-    config: Config,
-    policies: jax.Array,
-    images: jax.Array,
-    axis_name: str | None = None,
+    key: jax.Array, config: Config, policies: jax.Array, images: jax.Array, axis_name: str | None = None
 ) -> jax.Array:
     """Policy, crop, flip, normalise, cutout, in the order of the released CIFAR code.
 

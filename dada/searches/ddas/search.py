@@ -20,7 +20,6 @@ does not read them); an epoch's last batch is filled up.
 `step` is pure: jit it, scan it, vmap it over seeds, or pmap it with `axis_name`.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +33,7 @@ from ...gradients import bilevel
 from ...policies import Policy, Schedule
 from ...training import sgd
 from ...training.sgd import Batch, mean_of_devices
-from ..losses import clean_losses, training_losses
+from ..losses import clean_losses, inner_step, metrics, training_losses
 from . import gradient as ddas_gradient
 from . import input as ddas_input
 from .config import Config, learning_rate
@@ -134,45 +133,30 @@ def gradients(
         whole = count if axis_name is None else count * jax.lax.axis_size(axis_name)
         gradient = jax.tree.map(lambda leaf: whole * leaf, gradient)
 
-    update = functools.partial(  # eq. (6)
-        sgd.sgd_update,
-        train.params,
-        train.momentum,
-        learning_rate=rate,
-        weight_decay=config.weight_decay,
-        momentum_decay=config.momentum_decay,
-        clip_norm=config.clip_norm,
-        nesterov=config.nesterov,
-    )
+    update = inner_step(config, train, rate, nesterov=config.nesterov)  # eq. (6)
     params, momentum, pull_back = bilevel.look_ahead(update, gradient)
 
-    def valid_logits(params, images):
+    def apply_valid(params, images):
         return config.apply(params, train.batch_stats, images, True, network_keys[0], axis_name=axis_name)[0]
 
-    valid_gradient, valid_loss, valid_right = bilevel.validation_gradient(
-        clean_losses(valid_logits, config.mean, config.std, valid_batch), params, axis_name
+    valid_gradient, *valid = bilevel.validation_gradient(
+        clean_losses(apply_valid, config, valid_batch), params, axis_name
     )
-    # For plain SGD - eta g_val. Its length cancels in Z_g; at unit length c neither over- nor underflows.
-    direction = bilevel.direction(pull_back, valid_gradient)
-    scores = score(jax.tree.map(jnp.negative, direction))
+
+    # g_val itself for plain SGD. Its length cancels in Z_g; at unit length c neither over- nor underflows.
+    def pull_back_up(vector):
+        return jax.tree.map(jnp.negative, pull_back(vector))
+
+    scores = score(bilevel.direction(pull_back_up, valid_gradient))
     c = scores[:, :1] - scores[:, 1:]  # eq. (9)
-    metrics = {
-        "train_loss": mean_of_devices(jnp.sum(jnp.mean(weights.T * each, 1)), axis_name),
-        "train_accuracy": mean_of_devices(right[0], axis_name),
-        "valid_loss": valid_loss,
-        "valid_accuracy": mean_of_devices(valid_right, axis_name),
-        "learning_rate": rate,
-    }
+    train_loss = mean_of_devices(jnp.sum(jnp.mean(weights.T * each, 1)), axis_name)
+    numbers = metrics((train_loss, right[0]), valid, axis_name, learning_rate=rate)
     new_train = sgd.TrainState(train.step + 1, params, jax.tree.map(lambda leaf: leaf[0], stats), momentum)
-    return ddas_gradient.policy_gradient(parameters, policies, c, axis_name), new_train, metrics
+    return ddas_gradient.policy_gradient(parameters, policies, c, axis_name), new_train, numbers
 
 
 def step(
-    config: Config,
-    state: SearchState,
-    train_batch: Batch,
-    valid_batch: Batch,
-    axis_name: str | None = None,
+    config: Config, state: SearchState, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
 ) -> tuple[SearchState, dict[str, jax.Array]]:
     """One update of the network and one of the policy.
 
@@ -191,7 +175,7 @@ def step(
       AssertionError: wrong shapes or dtypes.
     """
     checks.check_batches(train_batch, valid_batch)
-    gradient, train, metrics = gradients(config, state, train_batch, valid_batch, axis_name)
+    gradient, train, numbers = gradients(config, state, train_batch, valid_batch, axis_name)
     updates, optimizer = _optimizer(config).update(gradient, state.optimizer)
     new_policy = optax.apply_updates(state.policy, updates)
     # The last write of an epoch stays; of the official preset, the first one.
@@ -205,11 +189,11 @@ def step(
     )
     p_tp, log_p_o = jax.nn.sigmoid(new_policy.p_tp), jax.nn.log_softmax(new_policy.p_o)
     p_o = jnp.exp(log_p_o)
-    metrics["p_tp"] = p_tp
-    metrics["entropy"] = -jnp.sum(p_o * log_p_o)
+    numbers["p_tp"] = p_tp
+    numbers["entropy"] = -jnp.sum(p_o * log_p_o)
     rows = jnp.asarray(config.candidates.row)
-    metrics["op_mass"] = p_tp * config.num_ops * jnp.zeros(len(config.space.rows)).at[rows].add(p_o)
-    return SearchState(state.key, train, new_policy, optimizer, snapshots), metrics
+    numbers["op_mass"] = p_tp * config.num_ops * jnp.zeros(len(config.space.rows)).at[rows].add(p_o)
+    return SearchState(state.key, train, new_policy, optimizer, snapshots), numbers
 
 
 def smooth(p_tp: np.ndarray, size: int) -> np.ndarray:

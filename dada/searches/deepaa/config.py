@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ... import checks, ops
+from ... import augment, checks, ops
 
 # Extra ops of the space "deepaa" by the kind of images, in the order of the published policies.
 CIFAR_OPS = ("RandFlip", "RandCutout", "RandCrop")
@@ -55,8 +55,8 @@ class Config:
     stop_probability: float | None = 0.95
     chunk_size: int = 256
     chunk_loop: str = "scan"
-    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    std: tuple[float, float, float] = (0.2023, 0.1994, 0.2010)
+    mean: tuple[float, float, float] = augment.CIFAR_MEAN
+    std: tuple[float, float, float] = augment.CIFAR_STD
 
     def __post_init__(self):
         checks.check_choices(self, {"preset": ("corrected", "official"), "chunk_loop": ("scan", "python")})

@@ -82,13 +82,7 @@ def _separable_problem():
 def test_training_goes_down_and_evaluation_sees_it():
     images, labels = _separable_problem()
     step = quick_jit.jit(
-        functools.partial(
-            sgd.train_step,
-            wide_resnet.apply,
-            weight_decay=5e-4,
-            clip_norm=5.0,
-            nesterov=True,
-        )
+        functools.partial(sgd.train_step, wide_resnet.apply, weight_decay=5e-4, clip_norm=5.0, nesterov=True)
     )
     evaluate = quick_jit.jit(functools.partial(sgd.eval_step, wide_resnet.apply))
     config = wide_resnet.Config(depth=10, width=1, num_classes=2)
@@ -161,6 +155,4 @@ def test_step_of_eight_devices_equals_one(mapping):
                 check_vma=mapping == "shard_map",
             )
         )(state, images, labels)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected)

@@ -82,14 +82,7 @@ def test_three_steps_equal_torch(nesterov, clip_norm, momentum_decay):
         for rate in (0.1, 0.05, 0.2):
             gradient = _tree(random)
             leaves, buffers = _torch_sgd(
-                leaves,
-                buffers,
-                jax.tree.leaves(gradient),
-                rate,
-                5e-2,
-                momentum_decay,
-                clip_norm,
-                nesterov,
+                leaves, buffers, jax.tree.leaves(gradient), rate, 5e-2, momentum_decay, clip_norm, nesterov
             )
             params, momentum = sgd.sgd_update(
                 params,
@@ -110,9 +103,7 @@ def test_three_steps_equal_torch(nesterov, clip_norm, momentum_decay):
 def test_clip_scales_the_whole_gradient_to_the_norm_and_no_further():
     zeros = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
     gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
-    update = functools.partial(
-        sgd.sgd_update, zeros, zeros, learning_rate=1.0, weight_decay=0.0
-    )
+    update = functools.partial(sgd.sgd_update, zeros, zeros, learning_rate=1.0, weight_decay=0.0)
     for clip_norm, factor in [(1.0, 1 / 5.000001), (5.0, 5 / 5.000001), (5.1, 1.0)]:
         _, clipped = update(gradient, clip_norm=clip_norm)
         np.testing.assert_allclose(clipped["a"], [3 * factor, 0], rtol=1e-7)
@@ -125,12 +116,7 @@ def test_clip_scales_the_whole_gradient_to_the_norm_and_no_further():
 def test_clip_is_differentiable_also_at_a_zero_gradient():
     def stepped(scale, gradient):
         params, _ = sgd.sgd_update(
-            jnp.zeros(2),
-            jnp.zeros(2),
-            scale * gradient,
-            learning_rate=1.0,
-            weight_decay=0.0,
-            clip_norm=1.0,
+            jnp.zeros(2), jnp.zeros(2), scale * gradient, learning_rate=1.0, weight_decay=0.0, clip_norm=1.0
         )
         return params
 

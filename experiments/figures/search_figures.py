@@ -1,0 +1,238 @@
+"""The figures of a finished search of DADA or DDAS, from its run folder.
+
+    RUN/figures/sample_images.png     training images per class; validation images after the planted op
+    RUN/figures/ops.png               every op of the search space over its levels
+    RUN/figures/curves.png            losses, accuracies, entropy, temperature, op mass over the steps
+    RUN/figures/policy.png            DADA: op mass, probabilities, levels, weights of the pairs
+                                      DDAS: p_o by op and level at some epochs, and over all epochs
+    RUN/figures/p_tp.png              DDAS: probability of augmenting at all, over the epochs
+    RUN/figures/augmented_images.png  images before and after the policy
+
+Reads the run folder and the data set that its flags name, and writes the figures of an earlier start again.
+"""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+
+from dada import augment, ops, policies
+from experiments.data import datasets, planting
+from experiments.figures import chart_figures, ddas_figures, figure_style, finished_search, image_figures
+from experiments.runs import run_folder
+
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_CLASSES_SHOWN = 10
+_IMAGES_PER_CLASS = 4
+_AUGMENTED = (4, 7)  # draws, images
+_BLOCK = 64
+_CLASS_NAMES = {
+    "embedded": (
+        *("T-shirt", "Trousers", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    "cifar10": (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
+}
+
+
+def draw(
+    run_path: str | os.PathLike,
+    dataset: datasets.Dataset | None = None,
+    planted_valid_images: np.ndarray | None = None,
+) -> list[pathlib.Path]:
+    """Draws all figures of a finished search into its folder.
+
+    Args:
+      run_path: run folder.
+      dataset: the data set of the run; None loads it as the flags of the run say.
+      planted_valid_images: uint8 [V, H, W, 3], the validation images of the run after the planted op, in the
+        order of `datasets.search_split`; None applies the op here.
+
+    Returns:
+      Paths of the figures.
+
+    Raises:
+      FileNotFoundError: not a run folder, a run that has not finished, or missing data files.
+      ValueError: a file does not hold what a search writes.
+    """
+    run = finished_search.read(run_path)
+    if dataset is None:
+        size = run.flags.get("image_size")
+        dataset = datasets.load(
+            run.flags["dataset"], run.flags.get("data_dir"), image_size=size and int(size)
+        )
+    folder = run_folder.RunFolder(run.path).figures_path
+    planted_name = run.planted.name if run.planted else None
+    method = f"{run.policy.method or 'search'} {run.policy.preset or ''}".strip()
+    what = f"{method}, {pathlib.Path(dataset.name).name}, seed {run.flags.get('seed', 0)}"
+    names = [row.name for row in run.space.rows]
+    with figure_style.style():
+        figures = {
+            "sample_images": _sample_images(dataset, run.planted, planted_valid_images),
+            "ops": _ops(run, dataset),
+            "curves": chart_figures.curves(
+                f"The search, step by step: {what}", run.metrics, names, run.initial_mass, planted_name
+            ),
+            **_METHOD_FIGURES[run.method](run, what),
+            "augmented_images": _augmented_images(run, dataset),
+        }
+        return [figure_style.save(folder / f"{name}.png", figure) for name, figure in figures.items()]
+
+
+def _dada_figures(run, what):
+    return {
+        "policy": chart_figures.learned_policy(
+            f"The policy at step {run.metrics['step'][-1]:.0f}: {what}",
+            run.space,
+            run.distribution,
+            run.policy_mass,
+            run.initial_mass,
+            run.planted.name if run.planted else None,
+        )
+    }
+
+
+_METHOD_FIGURES = {"dada": _dada_figures, "ddas": ddas_figures.draw}
+
+
+def _class_name(dataset, label):
+    names = _CLASS_NAMES.get(dataset.name.removeprefix("reduced_"))
+    return names[label] if names else f"class {label}"
+
+
+def _sample_images(dataset, planted, planted_valid_images):
+    train, valid = datasets.search_split(dataset)
+    # Spread over all classes if there are many.
+    classes = np.linspace(0, dataset.num_classes - 1, min(_CLASSES_SHOWN, dataset.num_classes)).astype(int)
+    members = [train[dataset.train_labels[train] == label][:_IMAGES_PER_CLASS] for label in classes]
+    images = [
+        [dataset.train_images[indices[row]] if row < len(indices) else None for indices in members]
+        for row in range(_IMAGES_PER_CLASS)
+    ]
+    labels = [_class_name(dataset, label) for label in classes]
+    shown = f"{len(classes)} of {dataset.num_classes} classes"
+    title = f"Training images, {'a column per class' if len(classes) == dataset.num_classes else shown}"
+    blocks = [image_figures.Block(title, images, column_labels=labels)]
+    if planted:
+        # One validation image of each class, by its position among the validation images.
+        position = [int(np.argmax(dataset.train_labels[valid] == label)) for label in classes]
+        before = dataset.train_images[valid[position]]
+        if planted_valid_images is None:
+            after = planting.plant(planted.name, planted.value, before)
+        elif len(planted_valid_images) != len(valid):
+            raise ValueError(f"planted_valid_images: got {len(planted_valid_images)}, expected {len(valid)}")
+        else:
+            after = np.asarray(planted_valid_images)[position]
+        blocks.append(
+            image_figures.Block(
+                f"Validation images, on which {planted.text} is planted",
+                [list(before), list(np.asarray(after))],
+                ("as they are", "as used"),
+            )
+        )
+    return image_figures.image_grid(f"Images of {pathlib.Path(dataset.name).name}", blocks)
+
+
+def _telling_image(dataset):
+    """The image, among the first 500, on which ops show best: many middle tones, unlike its mirror image."""
+    images = dataset.train_images[:500]
+    middle = np.mean((images >= 64) & (images < 192), axis=(1, 2, 3))
+    difference = np.abs(images - images[:, :, ::-1].astype(np.float32)).mean(axis=(1, 2, 3))
+    return images[np.argmax(middle * difference)]
+
+
+_apply_draws = jax.jit(augment.apply_draws)
+
+
+def _augment(images, draws):
+    """`apply_draws`, one op and `_BLOCK` images at a time: one program for all figures, compiled once."""
+    filled = np.arange(-(-len(images) // _BLOCK) * _BLOCK) % len(images)
+    after, draws = images[filled], [np.asarray(leaf)[filled] for leaf in draws]
+    for slot in range(draws[0].shape[1]):
+        for start in range(0, len(filled), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            one = ops.Draws(*(leaf[block, slot : slot + 1] for leaf in draws))
+            after[block] = _apply_draws(after[block], one)
+    return after[: len(images)]
+
+
+def _ops(run, dataset):
+    image = _telling_image(dataset)
+    rows = run.space.rows
+    title = f"The {len(rows)} ops of search space '{run.space.name}'"
+    if run.policy.kind == "schedule":
+        content = run.policy.content
+        levels_of = [tuple(content.level[content.row == index].tolist()) for index in range(len(rows))]
+        heads = ("candidate 1", *(str(number) for number in range(2, 1 + max(map(len, levels_of)))))
+        title += " at the levels of their candidates"
+    else:
+        levels_of = [LEVELS if op.unit else (0.0,) for op in rows]
+        heads = (f"level {LEVELS[0]:g}", *(f"{level:g}" for level in LEVELS[1:]))
+        title += ", by level and value"
+    cells = [(row, level) for row, levels in enumerate(levels_of) for level in levels]
+    row, level = (np.array(column) for column in zip(*cells))
+    center = np.broadcast_to(np.array(image.shape[:2]) / 2, (len(cells), 1, 2))
+    draws = augment.assemble_draws(
+        run.space,
+        row[:, None],
+        np.ones((len(cells), 1), bool),
+        level[:, None],
+        np.ones((len(cells), 1)),
+        center,
+    )
+    after = _augment(np.stack([image] * len(cells)), draws)
+    values = np.asarray(draws.value)[:, 0]
+    sheet = [
+        image_figures.OpImages(op, values[row == index].tolist(), list(after[row == index]))
+        for index, op in enumerate(rows)
+    ]
+    if any(op.random_sign for op in rows):
+        title += " (±: mirrored at random, + is shown)"
+    return image_figures.ops_sheet(title, image, heads, sheet)
+
+
+def _augmented_images(run, dataset):
+    num_draws, num_images = _AUGMENTED
+    # The first image of each class in turn, so that the columns differ.
+    order = np.argsort(dataset.train_labels, kind="stable")
+    starts = np.searchsorted(dataset.train_labels[order], np.arange(dataset.num_classes))
+    shown = np.resize(order[starts], num_images)
+    images = dataset.train_images[shown]
+    key = jax.random.key(int(run.flags.get("seed", 0)))
+    repeated = np.concatenate([images] * num_draws)
+    # Of a schedule, the last epoch.
+    epoch = len(run.policy.content.p_tp) - 1 if run.policy.kind == "schedule" else None
+    sizes = len(repeated), images.shape[1:3]
+    draws = jax.jit(lambda key: augment.sample(key, run.policy, *sizes, epoch=epoch))(key)
+    after = _augment(repeated, draws)
+    grid = after.reshape(num_draws, num_images, *images.shape[1:])
+    captions = np.array(_captions(policies.space(run.policy), draws), object).reshape(num_draws, num_images)
+    block = image_figures.Block(
+        "The policy alone, without the crop, flip and cutout of the training around it",
+        [list(images), *(list(row) for row in grid)],
+        ("before", *(f"draw {number}" for number in range(1, num_draws + 1))),
+        captions=([_class_name(dataset, label) for label in dataset.train_labels[shown]], *captions.tolist()),
+        caption_lines=draws.op.shape[1],
+    )
+    return image_figures.image_grid("Images before and after the learned policy", [block])
+
+
+def _captions(space, draws):
+    """The ops of every image, one a line."""
+    rows = dict(zip(ops.row_op_ids(space).tolist(), space.rows))
+    captions = []
+    for op_ids, values in zip(np.asarray(draws.op).tolist(), np.asarray(draws.value).tolist()):
+        lines = []
+        for op, value in zip(op_ids, values):
+            if op == 0:
+                continue
+            row = rows[op]
+            # A drawn value has its sign already.
+            text = figure_style.value_text(row._replace(random_sign=False), value) if row.unit else ""
+            lines.append(f"{row.name} {text}".strip())
+        captions.append("\n".join(lines) or "unchanged")
+    return captions
