@@ -54,12 +54,8 @@ def define(values: flags.FlagValues) -> None:
     add.integer("seed", 0, "Seed of everything random.", lower_bound=0)
     add.list("only", list(_DEFAULT_PARTS), f"Parts that are run, some of {', '.join(PARTS)}.")
     add.list("models", [], f"Networks. Default: {', '.join(MODELS)}; on a CPU {', '.join(_CPU_MODELS)}.")
-    add.integer(
-        "batch_size",
-        None,
-        "Images in a step. Default: 128; on a CPU 32 for all networks but wrn_10_1.",
-        lower_bound=2,
-    )
+    about = "Images in a step. Default: 128; on a CPU 32 for all networks but wrn_10_1."
+    add.integer("batch_size", None, about, lower_bound=2)
     add.integer("augment_batch_size", 512, "Images of 32 x 32 that are augmented at once.", lower_bound=1)
     add.list("planted_ops", ["Invert"], "Ops that are planted, one after the other.")
 

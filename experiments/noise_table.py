@@ -80,9 +80,8 @@ def read_tasks(folder: pathlib.Path, simulations: int) -> list[Task]:
     tasks = []
     for index, line in enumerate(json.loads(path.read_text())["tasks"]):
         if sorted(line) != ["found", "name", "published", "steps"]:
-            raise ValueError(
-                f"{path}: task {index} has {', '.join(line)}, expected name, steps, found, published"
-            )
+            has = f"task {index} has {', '.join(line)}"
+            raise ValueError(f"{path}: {has}, expected name, steps, found, published")
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), line["steps"]), simulations)
         columns = (
             [policies.load(file) for file in sorted(folder.glob(line["found"]))] if line["found"] else [],
@@ -150,9 +149,8 @@ def draw(tasks: list[Task], path: pathlib.Path) -> pathlib.Path:
                 for line, task in enumerate(tasks):
                     values = [getattr(one, name) for one in task.spreads[column]]
                     places = np.full(len(values), line + shift)
-                    axes.plot(
-                        places, values, marker, color=colors[column], markersize=4, alpha=0.7, label=label
-                    )
+                    style = {"color": colors[column], "markersize": 4, "alpha": 0.7, "label": label}
+                    axes.plot(places, values, marker, **style)
                     label = None
             labels = [f"{task.name}\n{task.steps} updates" for task in tasks]
             axes.set_xticks(range(len(tasks)), labels, fontsize=figure_style.SMALL)

@@ -63,12 +63,9 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
                     raise ValueError(f"--{flag} belongs to --method={name}, got --method={chosen}")
                 del settings[flag]
     module = METHODS[chosen]
-    for flag in module.unread(settings):
+    for flag, reason in module.unread(settings).items():
         if flag in given and values[flag].value != values[flag].default:
-            raise ValueError(
-                f"--{flag}={settings[flag]}: --method={chosen} does not read it with the other flags given "
-                f"(--preset={settings['preset']})"
-            )
+            raise ValueError(f"--{flag}={settings[flag]} has no effect with {reason}")
         del settings[flag]
     run_name = f"{chosen}_{pathlib.Path(settings['dataset']).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
     defaults = {

@@ -48,20 +48,15 @@ def _recipes(definition, values):
 
 
 def _is_finished(path: pathlib.Path, wanted: dict[str, str], defaults: dict[str, str]) -> bool:
-    """Whether a run folder holds a finished run; one of other flags is an error.
-
-    Raises:
-      ValueError: the folder holds a run of another recipe.
-    """
+    """Whether a run folder holds a finished run; ValueError if it holds one of another recipe."""
     if not (path / "flags.txt").is_file():
         return False
     was_run = table_definition.what_was_run(run_folder.read_flags(path))
     if "policy" not in wanted:
         was_run.pop("policy", None)
     if not table_definition.is_same(wanted, was_run, defaults):
-        raise ValueError(
-            f"{path} holds a run with other flags than the table asks for: choose another --run_dir"
-        )
+        problem = "holds a run with other flags than the table asks for: choose another --run_dir"
+        raise ValueError(f"{path} {problem}")
     return (path / "summary.json").is_file()
 
 
@@ -110,9 +105,7 @@ class _Runner:
 
     def train(self, recipe, root, seeds, search_root):
         """Trains with the seeds that are not finished yet and whose search did not fail."""
-        ready = [
-            seed for seed in seeds if search_root is None or search_root / f"seed_{seed}" not in self.failed
-        ]
+        ready = [s for s in seeds if search_root is None or search_root / f"seed_{s}" not in self.failed]
         missing = [seed for seed in ready if not self.is_trained(recipe, root, seed)]
         for group in _groups(missing, 1 if search_root else self._values.seeds_at_once):
             policy = [f"--policy={search_root / f'seed_{group[0]}' / 'policy.json'}"] if search_root else []
@@ -144,9 +137,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
                 runner.search(recipe, search_root, group)
             runner.train(recipe, folder / row, group, search_root)
     if runner.failed:
-        raise command_line.Interrupted(
-            f"{len(runner.failed)} runs failed: {', '.join(map(str, runner.failed))}"
-        )
+        names = ", ".join(map(str, runner.failed))
+        raise command_line.Interrupted(f"{len(runner.failed)} runs failed: {names}")
     print(f"all runs are in {folder}")
 
 

@@ -75,7 +75,7 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
     }
     for flag, is_unread in unread.items():
         if is_unread and flag in given and values[flag].value != values[flag].default:
-            raise ValueError(f"--{flag}: --schedule={settings['schedule']} does not read it")
+            raise ValueError(f"--{flag} has no effect with --schedule={settings['schedule']}")
     name = f"train_{pathlib.Path(settings['dataset']).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
     defaults = {"run_dir": str(pathlib.Path("runs") / name), "epochs": 200}
     return settings | {flag: value for flag, value in defaults.items() if settings[flag] is None}

@@ -9,7 +9,7 @@ from PIL import Image
 from dada import policies
 from experiments import search, train
 from experiments.data import datasets
-from experiments.methods import ddas_method, search_run
+from experiments.methods import ddas_method
 from experiments.runs import run_folder
 
 SMALL = {

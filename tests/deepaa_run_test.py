@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import small_runs
 
-from dada import ops, policies
+from dada import policies
 from dada.searches.deepaa import config as deepaa_config
 from dada.training import sgd
 from experiments import plot, search
-from experiments.figures import deepaa_figures
 from experiments.methods import deepaa_run, search_loop
-from experiments.runs import run_folder
+from experiments.runs import command_line, run_folder
 
 SETTINGS = {
     "method": "deepaa",
@@ -95,7 +94,7 @@ def test_plot_draws_the_figures_again(finished, capsys):
     path = finished / "figures" / "operations.png"
     before = path.read_bytes()
     path.unlink()
-    plot.main([str(finished)])
+    plot.main(*command_line.parse(plot.define, [str(finished)]))
     assert path.read_bytes() == before and "magnitudes.png" in capsys.readouterr().out
 
 
@@ -174,22 +173,3 @@ def test_a_proxy_of_another_network_is_refused(files, finished):
     (files / "other" / "flags.txt").write_text(text.replace("wrn_10_1", "wrn_16_1"))
     with pytest.raises(ValueError, match="expected a trained wrn_10_1, got a run of wrn_16_1"):
         run(files, "refused", proxy=str(files / "other"))
-
-
-def test_policies_of_other_kinds_have_no_layers_to_draw(tmp_path):
-    with pytest.raises(ValueError, match="dada_cifar10: got a policy of kind 'sub_policies'"):
-        deepaa_figures.main(["dada_cifar10", str(tmp_path / "figures")])
-    with pytest.raises(ValueError, match="got 1 arguments, expected one or more policies and a folder"):
-        deepaa_figures.main(["deepaa_cifar_1"])
-    assert not (tmp_path / "figures").exists()
-
-
-def test_figures_of_published_policies(tmp_path, capsys):
-    deepaa_figures.main(["deepaa_imagenet_1", str(tmp_path)])
-    assert len(capsys.readouterr().out.splitlines()) == 2
-    assert all(path.stat().st_size > 20_000 for path in tmp_path.glob("*.png"))
-    bars = deepaa_figures.operations("", {"": policies.load("deepaa_cifar_2")}).axes[0].patches
-    heights = np.array([bar.get_height() for bar in bars]).reshape(18, 6)
-    np.testing.assert_allclose(heights.sum(0), 100.0, rtol=1e-5)
-    crop = [row.name for row in ops.search_space("deepaa", deepaa_config.CIFAR_OPS).rows].index("RandCrop")
-    np.testing.assert_allclose(heights[crop], [0.01, 0.31, 67.85, 72.51, 0.03, 0.05], atol=0.01)

@@ -264,7 +264,7 @@ def test_checkpoint_that_cannot_be_restored(tmp_path, damage):
 _SAVE_WITHOUT_END = """
 import itertools, sys
 import jax, jax.numpy as jnp
-from experiments import run_folder
+from experiments.runs import run_folder
 folder = run_folder.create(sys.argv[1], {"seed": 1})
 for step in itertools.count(1):
     folder.log(step, {"loss": 0.5})
@@ -274,7 +274,7 @@ for step in itertools.count(1):
 
 
 def test_kill_while_saving(tmp_path):
-    root = pathlib.Path(run_folder.__file__).parent.parent
+    root = pathlib.Path(run_folder.__file__).parents[2]
     process = subprocess.Popen(
         [sys.executable, "-c", _SAVE_WITHOUT_END, str(tmp_path)],
         stdout=subprocess.PIPE,

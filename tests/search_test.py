@@ -131,18 +131,12 @@ def test_official_preset_and_max_steps(files, monkeypatch):
         ({"batch_size": 4000}, "has only 40"),
         (
             {"preset": "official", "policy_space": "slots"},
-            "--policy_space=slots: --method=dada does not read it",
+            "--policy_space=slots has no effect with --preset=official",
         ),
-        (
-            {"preset": "official", "control_learning_rate": 0.1},
-            "--control_learning_rate=0.1: .* does not read",
-        ),
-        (
-            {"preset": "official", "orthogonal_to_clean": True},
-            "--orthogonal_to_clean=True: .* does not read it",
-        ),
+        ({"preset": "official", "control_learning_rate": 0.1}, "--control_learning_rate=0.1 has no effect"),
+        ({"preset": "official", "orthogonal_to_clean": True}, "--orthogonal_to_clean=True has no effect"),
         ({"preset": "official", "estimator": "straight_through"}, "expected one of relax, reinforce, gumbel"),
-        ({"policy_space": "slots", "top_k": 10}, "--top_k=10: .* does not read it"),
+        ({"policy_space": "slots", "top_k": 10}, "--top_k=10 has no effect with --policy_space=slots"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(files, changes, message):

@@ -1,7 +1,9 @@
 """The fixed augmentations around a policy: crop, flip, normalisation and cutout, of batches.
 
-Each may run on a part of a batch: with `axis_name` it draws for the whole batch and uses the part of this
-device, with the same key on all devices.
+`random_crop`, `random_flip` and `random_cutout` take a typed key, consumed, and images [B, H, W, C] of any
+dtype, and keep shape and dtype. They raise TypeError where the key is not typed, and ValueError for more than
+one key, images of another rank or a negative size. With `axis_name`, a mapped axis over which the batch is
+divided, they draw for the whole batch and use the part of this device, with the same key on all devices.
 """
 
 import functools
@@ -105,26 +107,15 @@ def random_crop(
 
     The same as padding with zeros and cropping to the old size at a uniform position.
 
-    Args:
-      key: typed key, consumed.
-      images: any dtype [B, H, W, C].
+    Args: see the head of the file, and
       padding: static, >= 0, in pixels.
-      axis_name: mapped axis over which the batch is divided, or None.
-
-    Returns:
-      [B, H, W, C], same dtype.
-
-    Raises:
-      TypeError: the key is not typed.
-      ValueError: more than one key, images of another rank, or a negative padding.
     """
-    _check_random(key, images)
     if padding < 0:
         raise ValueError(f"padding: got {padding}, expected at least 0")
-    batch, height, width, channels = images.shape
-    whole = image_keys.whole_count(batch, axis_name)
-    corner = jax.random.randint(key, (whole, 2), 0, 2 * padding + 1)
-    corner = image_keys.own_part(corner, axis_name)
+    corner = _draw(
+        key, images, axis_name, lambda whole: jax.random.randint(key, (whole, 2), 0, 2 * padding + 1)
+    )
+    _, height, width, channels = images.shape
     margin = (padding, padding)
     padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
 
@@ -136,24 +127,9 @@ def random_crop(
 
 
 def random_flip(key: jax.Array, images: jax.Array, *, axis_name: str | None = None) -> jax.Array:
-    """Mirrors every image left to right with probability one half.
-
-    Args:
-      key: typed key, consumed.
-      images: any dtype [B, H, W, C].
-      axis_name: mapped axis over which the batch is divided, or None.
-
-    Returns:
-      [B, H, W, C], same dtype.
-
-    Raises:
-      TypeError: the key is not typed.
-      ValueError: more than one key, or images of another rank.
-    """
-    _check_random(key, images)
-    whole = image_keys.whole_count(images.shape[0], axis_name)
-    mirrored = jax.random.bernoulli(key, 0.5, (whole, 1, 1, 1))
-    return jnp.where(image_keys.own_part(mirrored, axis_name), images[:, :, ::-1], images)
+    """Mirrors every image left to right with probability one half; see the head of the file."""
+    mirrored = _draw(key, images, axis_name, lambda whole: jax.random.bernoulli(key, 0.5, (whole, 1, 1, 1)))
+    return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
 def random_cutout(
@@ -164,39 +140,29 @@ def random_cutout(
     The centre is a uniform pixel; rows and columns centre - length // 2 up to and without
     centre + length // 2, cut off at the border (so an odd length acts as length - 1).
 
-    Args:
-      key: typed key, consumed.
-      images: any dtype [B, H, W, C].
+    Args: see the head of the file, and
       length: >= 0, side of the square in pixels; 0 leaves the images.
-      axis_name: mapped axis over which the batch is divided, or None.
-
-    Returns:
-      [B, H, W, C], same dtype.
-
-    Raises:
-      TypeError: the key is not typed.
-      ValueError: more than one key, images of another rank, or a negative length.
 
     Reference: DeVries and Taylor 2017, as in the DADA code.
     """
-    _check_random(key, images)
     if length < 0:
         raise ValueError(f"length: got {length}, expected at least 0")
-    batch, height, width, _ = images.shape
-    whole = image_keys.whole_count(batch, axis_name)
-    center = jax.random.randint(key, (whole, 2), 0, jnp.array([height, width]))
-    center = image_keys.own_part(center, axis_name)
+    size = images.shape[1:3]
+    center = _draw(
+        key, images, axis_name, lambda whole: jax.random.randint(key, (whole, 2), 0, jnp.array(size))
+    )
     half = length // 2
 
     def covered(size, center):
         offset = jnp.arange(size) - center[:, None]
         return (offset >= -half) & (offset < half)
 
-    rows, columns = covered(height, center[:, 0]), covered(width, center[:, 1])
+    rows, columns = covered(size[0], center[:, 0]), covered(size[1], center[:, 1])
     return jnp.where((rows[:, :, None] & columns[:, None])[..., None], 0, images)
 
 
-def _check_random(key, images):
+def _draw(key, images, axis_name, draw):
+    """Checks key and images; draws for each image of the whole batch, and gives the part of this device."""
     if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
         raise TypeError(f"key: got {type(key).__name__}, expected a typed key of jax.random.key")
     if key.shape != () or images.ndim != 4:
@@ -204,3 +170,4 @@ def _check_random(key, images):
             f"got key of shape {key.shape} and images of shape {images.shape}, expected one key and "
             "images [B, H, W, C]"
         )
+    return image_keys.own_part(draw(image_keys.whole_count(images.shape[0], axis_name)), axis_name)

@@ -46,17 +46,9 @@ _PIXELS_PER_BLOCK = 2**14
 def apply(
     images: jax.Array, op: jax.Array, value: jax.Array, center: jax.Array, op_ids: tuple[int, ...]
 ) -> jax.Array:
-    """Applies to every image its own K ops, one after the other.
+    """`draws.apply_draws` of checked arguments: op int32, value and center float32, op_ids static.
 
-    Args:
-      images: uint8 [B, H, W, 3], H * W <= 2**22.
-      op: int32 [B, K], op ids of ops.ALL_OPS.
-      value: float32 [B, K], in the unit of the op.
-      center: float32 [B, K, 2], (row, column) in pixels.
-      op_ids: static; the families of other ops are left out.
-
-    Returns:
-      uint8 [B, H, W, 3].
+    Families without one of `op_ids` are left out.
     """
     size = images.shape[1:3]
     families = tuple(family for family in _FAMILIES if any(_ID[name] in op_ids for name in family[1]))

@@ -4,8 +4,7 @@ Draws are arrays and nothing else, so that they can be logged, replayed and test
 pixels. B images, K ops in a row per image, R rows of the search space. Policies of all three kinds
 end in the same form; a sequence with fewer than K ops is filled up with op 0 (Identity).
 
-All functions are pure and can be traced; in `sample` everything but the key (and the epoch) is
-static.
+All functions are pure and can be traced; in `sample` everything but the key (and the epoch) is static.
 """
 
 import math

@@ -3,7 +3,9 @@
 Symbols: a *latent* z is a real-valued random variable whose hard value is the choice, index = argmax z
 or bit = (z > 0). A relaxed sample is softmax(z / T) or sigmoid(z / T) at temperature T. The
 *conditional latent* z~ is distributed as z given the choice; RELAX needs both.
-All samplers are differentiable in their logits (reparametrised) and take any leading shape.
+All samplers are differentiable in their logits (reparametrised) and take any leading shape. Their `key` is a
+typed random key, consumed. `logits` are float: [..., M], unnormalised log-probabilities of a categorical, or
+[...], log(p / (1 - p)) of independent bits.
 
 References: Jang et al. 2017, arXiv 1611.01144 (Gumbel-softmax); Maddison et al. 2017, arXiv 1611.00712;
 Tucker et al. 2017, arXiv 1703.07370, appendix C, and Grathwohl et al. 2018, arXiv 1711.00123, appendix B
@@ -26,10 +28,6 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
 def categorical_latent(key: jax.Array, logits: jax.Array) -> jax.Array:
     """Gumbel latents of a categorical: z_i = log pi_i - log(-log u_i), pi = softmax(logits).
 
-    Args:
-      key: typed random key, consumed.
-      logits: [..., M] float, unnormalised log-probabilities.
-
     Returns:
       [..., M]; argmax over the last axis is an exact sample of the categorical.
     """
@@ -43,8 +41,6 @@ def conditional_categorical_latent(key: jax.Array, logits: jax.Array, index: jax
     z~_k = -log(-log v_k) and z~_i = -log(-log v_i / pi_i - log v_k) for i != k = index.
 
     Args:
-      key: typed random key, consumed.
-      logits: [..., M] float, unnormalised log-probabilities.
       index: [...] int, the choice that is conditioned on.
 
     Returns:
@@ -61,10 +57,6 @@ def conditional_categorical_latent(key: jax.Array, logits: jax.Array, index: jax
 def bernoulli_latent(key: jax.Array, logits: jax.Array) -> jax.Array:
     """Logistic latents of independent bits: z = logit + log u - log(1 - u).
 
-    Args:
-      key: typed random key, consumed.
-      logits: [...] float, log(p / (1 - p)).
-
     Returns:
       [...]; z > 0 with probability sigmoid(logits).
     """
@@ -80,8 +72,6 @@ def conditional_bernoulli_latent(key: jax.Array, logits: jax.Array, bit: jax.Arr
     logistic, written so that no p close to 0 or 1 loses digits.
 
     Args:
-      key: typed random key, consumed.
-      logits: [...] float.
       bit: [...] bool, the bits that are conditioned on.
 
     Returns:
@@ -96,8 +86,6 @@ def gumbel_softmax(key: jax.Array, logits: jax.Array, temperature: float | jax.A
     """A relaxed one-hot sample: softmax((log pi + Gumbel noise) / T) (Jang et al., eq. 2).
 
     Args:
-      key: typed random key, consumed.
-      logits: [..., M] float, unnormalised log-probabilities.
       temperature: > 0; towards 0 the sample becomes one-hot, towards infinity uniform.
 
     Returns:
@@ -110,8 +98,6 @@ def relaxed_bernoulli(key: jax.Array, logits: jax.Array, temperature: float | ja
     """Relaxed bits: sigmoid((logit + logistic noise) / T) (Maddison et al., section 3).
 
     Args:
-      key: typed random key, consumed.
-      logits: [...] float, log(p / (1 - p)).
       temperature: > 0.
 
     Returns:

@@ -1,4 +1,28 @@
-"""Networks: one file each, with the same `init` and `apply`."""
+"""Networks: one file each, with the same `init` and `apply`.
+
+    init(key, config) -> (params, batch_stats)
+
+`key` is a typed PRNG key, consumed, `config` the file's Config. Both trees are nested dicts and lists of
+float32 arrays, laid out as the head of the file says. The running statistics start at mean 0 and variance 1;
+`batch_stats` holds those of the norms only.
+
+    apply(params, batch_stats, images, is_training, key=None, *, batch_norm_momentum, axis_name=None)
+        -> (logits [B, num_classes], new batch_stats)
+
+Args:
+  params, batch_stats: as `init` returns them; sizes are read off them.
+  images: [B, H, W, 3], floating, normalised; cast to the dtype of the parameters.
+  is_training: Python bool; whether the network draws its random numbers, and whether batch norm uses and
+    stores the statistics of this batch.
+  key: typed PRNG key, consumed, the same on all devices; read in the training of networks that draw.
+  batch_norm_momentum: weight of the new batch in the running statistics, in [0, 1].
+  axis_name: mapped axis over which batch statistics are taken and images counted, or None.
+Gradient: all modes, to parameters and images; none to the new batch_stats.
+Raises:
+  TypeError: of `init`, a size in the config is no integer; of `apply`, images are not floating.
+  ValueError: of `init`, a size that the Config does not allow; of `apply`, images of another shape, or
+    training without the key that the network needs.
+"""
 
 import re
 from types import ModuleType

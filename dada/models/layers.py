@@ -38,23 +38,8 @@ def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.A
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
-def he_normal_fan_out(key: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
-    """Draws a kernel from N(0, 2 / (k * k * C_out)).
-
-    Args:
-      key: typed PRNG key, consumed.
-      shape: (k, k, C_in, C_out).
-    Returns:
-      float32 array of `shape`.
-    Reference: He et al. 2015, arXiv:1502.01852, equation 14 (the backward case).
-    """
-    height, width, _, out_channels = shape
-    deviation = math.sqrt(2.0 / (height * width * out_channels))
-    return deviation * jax.random.normal(key, shape, jnp.float32)
-
-
 def init_he_conv(key: jax.Array, kernel_size: int, in_channels: int, out_channels: int) -> Params:
-    """Parameters of a convolution without bias, drawn by `he_normal_fan_out`.
+    """Parameters of a convolution without bias, from N(0, 2 / (k * k * C_out)).
 
     Args:
       key: typed PRNG key, consumed.
@@ -63,18 +48,17 @@ def init_he_conv(key: jax.Array, kernel_size: int, in_channels: int, out_channel
       out_channels: C_out.
     Returns:
       {"weight": [k, k, C_in, C_out]}, float32.
+    Reference: He et al. 2015, arXiv:1502.01852, equation 14 (the backward case).
     """
-    return {"weight": he_normal_fan_out(key, (kernel_size, kernel_size, in_channels, out_channels))}
+    shape = (kernel_size, kernel_size, in_channels, out_channels)
+    deviation = math.sqrt(2.0 / (kernel_size * kernel_size * out_channels))
+    return {"weight": deviation * jax.random.normal(key, shape, jnp.float32)}
 
 
 def init_conv(key: jax.Array, kernel_size: int, in_channels: int, out_channels: int) -> Params:
     """Parameters of a convolution with bias, PyTorch's default initialisation.
 
-    Args:
-      key: typed PRNG key, consumed.
-      kernel_size: k, odd.
-      in_channels: C_in.
-      out_channels: C_out.
+    Args: as of `init_he_conv`.
     Returns:
       {"weight": [k, k, C_in, C_out], "bias": [C_out]}, float32.
     """
@@ -227,12 +211,8 @@ def _normalize(params, centered, variance):
 
 
 def global_average_pool(inputs: jax.Array) -> jax.Array:
-    """Mean over the image plane.
+    """Mean over the image plane of [B, H, W, C]: [B, C].
 
-    Args:
-      inputs: [B, H, W, C].
-    Returns:
-      [B, C].
     Raises:
       ValueError: inputs of another rank.
     """
@@ -244,10 +224,8 @@ def global_average_pool(inputs: jax.Array) -> jax.Array:
 def average_pool_2x2(inputs: jax.Array) -> jax.Array:
     """Mean over windows of 2x2, stride 2; at an odd edge, over the pixels that are there.
 
-    Args:
-      inputs: [B, H, W, C].
     Returns:
-      [B, ceil(H / 2), ceil(W / 2), C].
+      [B, ceil(H / 2), ceil(W / 2), C] for inputs [B, H, W, C].
     Raises:
       ValueError: inputs of another rank.
     """
@@ -264,10 +242,8 @@ def average_pool_2x2(inputs: jax.Array) -> jax.Array:
 def max_pool_3x3(inputs: jax.Array) -> jax.Array:
     """Maximum over windows of 3x3, stride 2, one pixel of padding that never is the maximum.
 
-    Args:
-      inputs: [B, H, W, C].
     Returns:
-      [B, ceil(H / 2), ceil(W / 2), C].
+      [B, ceil(H / 2), ceil(W / 2), C] for inputs [B, H, W, C].
     Gradient: to the first maximum of each window.
     Raises:
       ValueError: inputs of another rank.
@@ -332,11 +308,8 @@ def image_uniform(
 
 
 def check_images(network: str, images: jax.Array) -> None:
-    """Checks the input of a network.
+    """Checks the input of a network: floating, [B, H, W, 3]. Messages start with `network`.
 
-    Args:
-      network: name for the message.
-      images: [B, H, W, 3], floating.
     Raises:
       TypeError: images are not floating.
       ValueError: images of another shape.
@@ -348,11 +321,8 @@ def check_images(network: str, images: jax.Array) -> None:
 
 
 def check_sizes(network: str, **sizes: int) -> None:
-    """Checks that the sizes of a network are integers of 1 or more.
+    """Checks that sizes, by the names of settings, are integers of 1 or more; messages start with `network`.
 
-    Args:
-      network: name for the message.
-      **sizes: values by the name of the setting.
     Raises:
       TypeError: a size is no integer.
       ValueError: a size is below 1.

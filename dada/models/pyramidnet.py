@@ -1,8 +1,6 @@
 """PyramidNet with bottleneck blocks and ShakeDrop (depth, alpha) for small images.
 
-Contract: `init(key, config) -> (params, batch_stats)` and `apply(params, batch_stats, images,
-is_training, key) -> (logits, new_batch_stats)`. Both trees are nested dicts and lists of plain
-arrays of the same layout:
+Contract: see `models`. Parameters and statistics:
 
     stem, stem_norm               3x3 convolution, 3 -> 16 channels, BN, no ReLU
     stages[3][(depth - 2) / 9]    blocks of ever more channels, strides 1, 2, 2
@@ -10,7 +8,7 @@ arrays of the same layout:
       norm3 conv3 norm4           BN, ReLU, 1x1 convolution, BN
     norm, dense                   BN, ReLU, global average, linear
 
-`batch_stats` holds the norms only. Block l of L has round(16 + alpha l / L) channels inside and
+Block l of L has round(16 + alpha l / L) channels inside and
 four times as many at its end. Shortcuts have no parameters: a 2x2 average where the stride is 2,
 and zeros for the channels that the input lacks. No convolution has a bias. PyramidNet-272 with
 alpha 200 has 26,210,842 parameters for 10 classes and 26,288,692 for 100.
@@ -27,6 +25,7 @@ Reference: Han et al. 2017, arXiv:1610.02915; Yamada et al. 2018, arXiv:1802.023
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -56,37 +55,27 @@ class Config:
 
 
 def init(key: jax.Array, config: Config) -> tuple[Any, Any]:
-    """Draws the parameters and sets the running statistics to mean 0 and variance 1.
+    """Draws parameters and running statistics (contract: `models`).
 
     Kernels are normal with variance 2 / (k * k * C_out); the linear layer has PyTorch's default.
 
-    Args:
-      key: typed PRNG key, consumed.
-      config: Config.
-    Returns:
-      (params, batch_stats), nested dicts and lists of float32 arrays.
     Raises:
       TypeError: a field of the config is no integer.
       ValueError: depth is not 9 n + 2 with n >= 1, or a field is below 1.
     """
-    _check_config(config)
-    blocks = (config.depth - 2) // 9
+    blocks = stages.blocks_per_stage("pyramidnet", config, 9, 2)
     num_blocks = blocks * len(STAGE_STRIDES)
     stem_key, dense_key, *block_keys = jax.random.split(key, 2 + num_blocks)
 
-    channels = STEM_CHANNELS
-    params, stats = {"stem": layers.init_he_conv(stem_key, 3, 3, channels)}, {}
-    params["stem_norm"], stats["stem_norm"] = layers.init_batch_norm(channels)
-    all_blocks = []
-    for number, block_key in enumerate(block_keys, start=1):
-        planes = round(STEM_CHANNELS + config.alpha * number / num_blocks)
-        all_blocks.append(_init_block(block_key, channels, planes))
-        channels = planes * EXPANSION
-    for tree, part in ((params, 0), (stats, 1)):
-        flat = [block[part] for block in all_blocks]
-        tree["stages"] = [flat[start : start + blocks] for start in range(0, num_blocks, blocks)]
-    params["norm"], stats["norm"] = layers.init_batch_norm(channels)
-    params["dense"] = layers.init_dense(dense_key, channels, config.num_classes)
+    params, stats = {"stem": layers.init_he_conv(stem_key, 3, 3, STEM_CHANNELS)}, {}
+    params["stem_norm"], stats["stem_norm"] = layers.init_batch_norm(STEM_CHANNELS)
+    planes = [round(STEM_CHANNELS + config.alpha * (i + 1) / num_blocks) for i in range(num_blocks)]
+    channels = [STEM_CHANNELS, *(EXPANSION * inner for inner in planes)]
+    all_blocks = [_init_block(*arguments) for arguments in zip(block_keys, channels, planes)]
+    for tree, flat in zip((params, stats), zip(*all_blocks)):
+        tree["stages"] = [list(flat[start : start + blocks]) for start in range(0, num_blocks, blocks)]
+    params["norm"], stats["norm"] = layers.init_batch_norm(channels[-1])
+    params["dense"] = layers.init_dense(dense_key, channels[-1], config.num_classes)
     return params, stats
 
 
@@ -100,24 +89,9 @@ def apply(
     batch_norm_momentum: float = 0.1,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, Any]:
-    """Logits of a batch of images. Depth and channels are read off the parameters.
+    """Logits and new statistics of a batch (contract: `models`); training draws gates and factors.
 
-    Args:
-      params: parameters, as `init` returns them.
-      batch_stats: running statistics, as `init` returns them.
-      images: [B, H, W, 3], floating, normalised; cast to the dtype of the parameters.
-      is_training: Python bool; whether gates and factors are drawn, and whether batch norm uses and
-        stores the statistics of this batch.
-      key: typed PRNG key, consumed, the same on all devices; ignored in evaluation.
-      batch_norm_momentum: weight of the new batch in the running statistics, in [0, 1].
-      axis_name: mapped axis over which batch statistics are taken and images counted, or None.
-    Returns:
-      (logits [B, num_classes], new batch_stats).
-    Gradient: all modes, to parameters and images, with the factors that ShakeDrop has for
-      derivatives; none to the new batch_stats.
-    Raises:
-      TypeError: images are not floating.
-      ValueError: images of another shape, or training without a key.
+    Gradient: with the factors that ShakeDrop has for derivatives.
     """
     layers.check_images("pyramidnet", images)
     if is_training and key is None:
@@ -127,10 +101,9 @@ def apply(
     if is_training:
         factors = _draw_factors(key, len(images), jnp.array(drop_rates), axis_name)
 
-    def norm(norm_params, norm_stats, inputs):
-        return layers.batch_norm(
-            norm_params, norm_stats, inputs, is_training, momentum=batch_norm_momentum, axis_name=axis_name
-        )
+    norm = functools.partial(
+        layers.batch_norm, is_training=is_training, momentum=batch_norm_momentum, axis_name=axis_name
+    )
 
     def block(block_params, block_stats, inputs, stride, index):
         new = {}
@@ -181,9 +154,3 @@ def _init_block(key, in_channels, planes):
     params["conv3"] = layers.init_he_conv(conv3_key, 1, planes, planes * EXPANSION)
     params["norm4"], stats["norm4"] = layers.init_batch_norm(planes * EXPANSION)
     return params, stats
-
-
-def _check_config(config):
-    layers.check_sizes("pyramidnet", **dataclasses.asdict(config))
-    if config.depth < 11 or (config.depth - 2) % 9:
-        raise ValueError(f"pyramidnet: expected depth 9 n + 2 (11, 20, ..., 272), got {config.depth}")

@@ -1,8 +1,6 @@
 """Residual networks (ResNet-18, -50, -200) for ImageNet, and with another stem for small images.
 
-Contract: `init(key, config) -> (params, batch_stats)` and `apply(params, batch_stats, images,
-is_training) -> (logits, new_batch_stats)`. Both trees are nested dicts and lists of plain arrays of
-the same layout:
+Contract: see `models`. Parameters and statistics:
 
     stem, norm          7x7 convolution of stride 2, BN, ReLU, 3x3 maximum of stride 2; for small
                         images a 3x3 convolution of stride 1, BN, ReLU
@@ -14,12 +12,11 @@ the same layout:
                         resolution change
     dense               global average, linear
 
-A ReLU follows every sum. `batch_stats` holds the norms only. No convolution has a bias. With 1000
+A ReLU follows every sum. No convolution has a bias. With 1000
 classes ResNet-18 has 11,689,512 parameters, ResNet-50 25,557,032 and ResNet-200 64,673,832.
 
-Two ways it differs from the paper, as most implementations do: the stride of a bottleneck block
-sits in its 3x3 convolution, and every change of channels or resolution has a convolution as
-shortcut.
+Two ways it differs from the paper, as most implementations do: the stride of a bottleneck block sits in its
+3x3 convolution, and every change of channels or resolution has a convolution as shortcut.
 
 Reference: He et al. 2016, arXiv:1512.03385.
 """
@@ -59,20 +56,19 @@ class Config:
 
 
 def init(key: jax.Array, config: Config) -> tuple[Any, Any]:
-    """Draws the parameters and sets the running statistics to mean 0 and variance 1.
+    """Draws parameters and running statistics (contract: `models`).
 
     Kernels are normal with variance 2 / (k * k * C_out); the linear layer has PyTorch's default.
 
-    Args:
-      key: typed PRNG key, consumed.
-      config: Config.
-    Returns:
-      (params, batch_stats), nested dicts and lists of float32 arrays.
     Raises:
       TypeError: a size in the config is no integer, or small_images is no bool.
       ValueError: depth is not one of the three, or another size is below 1.
     """
-    _check_config(config)
+    layers.check_sizes("resnet", depth=config.depth, num_classes=config.num_classes, width=config.width)
+    if not isinstance(config.small_images, bool):
+        raise TypeError(f"resnet: expected a bool small_images, got {config.small_images!r}")
+    if config.depth not in STAGE_BLOCKS:
+        raise ValueError(f"resnet: expected depth 18, 50 or 200, got {config.depth}")
     stem_key, dense_key, *stage_keys = jax.random.split(key, 2 + len(STAGE_WIDTHS))
     bottleneck = config.depth in BOTTLENECK_DEPTHS
 
@@ -103,73 +99,43 @@ def apply(
     batch_norm_momentum: float = 0.1,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, Any]:
-    """Logits of a batch of images. Stem, kind of block and sizes are read off the parameters.
-
-    Args:
-      params: parameters, as `init` returns them.
-      batch_stats: running statistics, as `init` returns them.
-      images: [B, H, W, 3], floating, normalised; cast to the dtype of the parameters.
-      is_training: Python bool; whether batch norm uses and stores the statistics of this batch.
-      key: ignored; stands for the networks that draw random numbers.
-      batch_norm_momentum: weight of the new batch in the running statistics, in [0, 1].
-      axis_name: mapped axis over which batch statistics are taken, or None.
-    Returns:
-      (logits [B, num_classes], new batch_stats).
-    Gradient: all modes, to parameters and images; none to the new batch_stats.
-    Raises:
-      TypeError: images are not floating.
-      ValueError: images of another shape.
-    """
+    """Logits and new statistics of a batch (contract: `models`); the key is ignored."""
     del key
     layers.check_images("resnet", images)
 
-    def conv_norm(convolution, norm_params, norm_stats, inputs, stride=1):
-        return layers.batch_norm(
-            norm_params,
-            norm_stats,
-            layers.conv(convolution, inputs, stride=stride),
-            is_training,
-            momentum=batch_norm_momentum,
-            axis_name=axis_name,
-        )
+    norm = functools.partial(
+        layers.batch_norm, is_training=is_training, momentum=batch_norm_momentum, axis_name=axis_name
+    )
+
+    def conv_norm(tree, stats, conv_name, norm_name, inputs, stride):
+        return norm(tree[norm_name], stats[norm_name], layers.conv(tree[conv_name], inputs, stride=stride))
 
     def block(block_params, block_stats, inputs, stride, index):
         del index
-        new_stats = {}
-        bottleneck = "conv3" in block_params
-        strides = (1, stride, 1) if bottleneck else (stride, 1)
-        hidden = inputs
+        hidden, new_stats = inputs, {}
+        strides = (1, stride, 1) if "conv3" in block_params else (stride, 1)
         for number, conv_stride in enumerate(strides, start=1):
             name = f"norm{number}"
             hidden, new_stats[name] = conv_norm(
-                block_params[f"conv{number}"], block_params[name], block_stats[name], hidden, conv_stride
+                block_params, block_stats, f"conv{number}", name, hidden, conv_stride
             )
             if number < len(strides):
                 hidden = jax.nn.relu(hidden)
         if "shortcut" in block_params:
             inputs, new_stats["shortcut_norm"] = conv_norm(
-                block_params["shortcut"],
-                block_params["shortcut_norm"],
-                block_stats["shortcut_norm"],
-                inputs,
-                stride,
+                block_params, block_stats, "shortcut", "shortcut_norm", inputs, stride
             )
         return jax.nn.relu(hidden + inputs), new_stats
 
     is_large = params["stem"]["weight"].shape[0] == LARGE_STEM_KERNEL
-    hidden, norm = conv_norm(
-        params["stem"],
-        params["norm"],
-        batch_stats["norm"],
-        images.astype(params["stem"]["weight"].dtype),
-        2 if is_large else 1,
-    )
+    images = images.astype(params["stem"]["weight"].dtype)
+    hidden, new_norm = conv_norm(params, batch_stats, "stem", "norm", images, 2 if is_large else 1)
     hidden = jax.nn.relu(hidden)
     if is_large:
         hidden = layers.max_pool_3x3(hidden)
     hidden, new_stages = stages.apply(params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block)
     logits = layers.dense(params["dense"], layers.global_average_pool(hidden))
-    return logits, {"stages": new_stages, "norm": norm}
+    return logits, {"stages": new_stages, "norm": new_norm}
 
 
 def _init_block(key, in_channels, out_channels, stride, *, bottleneck):
@@ -187,11 +153,3 @@ def _init_block(key, in_channels, out_channels, stride, *, bottleneck):
         params["shortcut"] = layers.init_he_conv(shortcut_key, 1, in_channels, out_channels)
         params["shortcut_norm"], stats["shortcut_norm"] = layers.init_batch_norm(out_channels)
     return params, stats
-
-
-def _check_config(config):
-    layers.check_sizes("resnet", depth=config.depth, num_classes=config.num_classes, width=config.width)
-    if not isinstance(config.small_images, bool):
-        raise TypeError(f"resnet: expected a bool small_images, got {config.small_images!r}")
-    if config.depth not in STAGE_BLOCKS:
-        raise ValueError(f"resnet: expected depth 18, 50 or 200, got {config.depth}")

@@ -1,8 +1,6 @@
 """Shake-Shake networks (depth, 2x width d) for small images.
 
-Contract: `init(key, config) -> (params, batch_stats)` and `apply(params, batch_stats, images,
-is_training, key) -> (logits, new_batch_stats)`. Both trees are nested dicts and lists of plain
-arrays of the same layout:
+Contract: see `models`. Parameters and statistics:
 
     stem                          3x3 convolution with bias, 3 -> 16 channels, no norm
     stages[3][(depth - 2) / 6]    blocks of 1, 2, 4 times `width` channels, strides 1, 2, 2
@@ -11,7 +9,7 @@ arrays of the same layout:
                                   of the channels each, norm
     dense                         ReLU, global average, linear
 
-`batch_stats` holds the norms only. With depth 26 and 10 classes there are 2,923,146 parameters for
+With depth 26 and 10 classes there are 2,923,146 parameters for
 width 32 and 26,192,906 for width 96.
 
 Symbols: h1, h2 the outputs of the branches; alpha, beta ~ U(0, 1), drawn afresh and independently
@@ -20,14 +18,14 @@ for each image, block and forward pass. A block adds to its shortcut
     alpha h1 + (1 - alpha) h2      in training, and derivatives are those of beta h1 + (1 - beta) h2
     h1 / 2 + h2 / 2                in evaluation
 
-The two convolutions of a shortcut see different pixels where the stride is 2: rows and columns
-0, 2, 4, ... and 1, 3, 5, ... (zero beyond the edge). The first shortcut, of stride 1, is shifted
-alike.
+The two convolutions of a shortcut see different pixels where the stride is 2: rows and columns 0, 2, 4, ...
+and 1, 3, 5, ... (zero beyond the edge). The first shortcut, of stride 1, is shifted alike.
 
 Reference: Gastaldi 2017, arXiv:1705.07485.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -56,22 +54,18 @@ class Config:
 
 
 def init(key: jax.Array, config: Config) -> tuple[Any, Any]:
-    """Draws the parameters and sets the running statistics to mean 0 and variance 1.
+    """Draws parameters and running statistics (contract: `models`).
 
     Kernels are normal with variance 2 / (k * k * C_out), but the bias of the stem and the weight of
     the linear layer are uniform, PyTorch's default; the bias of the linear layer is 0.
 
-    Args:
-      key: typed PRNG key, consumed.
-      config: Config.
-    Returns:
-      (params, batch_stats), nested dicts and lists of float32 arrays.
     Raises:
       TypeError: a field of the config is no integer.
       ValueError: depth is not 6 n + 2 with n >= 1, width is odd, or a field is below 1.
     """
-    _check_config(config)
-    blocks = (config.depth - 2) // 6
+    blocks = stages.blocks_per_stage("shake_shake", config, 6, 2)
+    if config.width % 2:
+        raise ValueError(f"shake_shake: expected an even width, got {config.width}")
     stem_key, bias_key, dense_key, *stage_keys = jax.random.split(key, 3 + len(STAGE_WIDTHS))
 
     stem = layers.init_he_conv(stem_key, 3, 3, STEM_CHANNELS)
@@ -99,24 +93,9 @@ def apply(
     batch_norm_momentum: float = 0.1,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, Any]:
-    """Logits of a batch of images. Depth and width are read off the parameters.
+    """Logits and new statistics of a batch (contract: `models`); training draws alpha and beta.
 
-    Args:
-      params: parameters, as `init` returns them.
-      batch_stats: running statistics, as `init` returns them.
-      images: [B, H, W, 3], floating, normalised; cast to the dtype of the parameters.
-      is_training: Python bool; whether alpha and beta are drawn, and whether batch norm uses and
-        stores the statistics of this batch.
-      key: typed PRNG key, consumed, the same on all devices; ignored in evaluation.
-      batch_norm_momentum: weight of the new batch in the running statistics, in [0, 1].
-      axis_name: mapped axis over which batch statistics are taken and images counted, or None.
-    Returns:
-      (logits [B, num_classes], new batch_stats).
-    Gradient: all modes, to parameters and images, with beta in place of alpha; none to the new
-      batch_stats.
-    Raises:
-      TypeError: images are not floating.
-      ValueError: images of another shape, or training without a key.
+    Gradient: with beta in place of alpha.
     """
     layers.check_images("shake_shake", images)
     if is_training and key is None:
@@ -125,10 +104,9 @@ def apply(
         num_blocks = sum(len(stage) for stage in params["stages"])
         uniforms = layers.image_uniform(key, len(images), (num_blocks, 2), axis_name=axis_name)
 
-    def norm(norm_params, norm_stats, inputs):
-        return layers.batch_norm(
-            norm_params, norm_stats, inputs, is_training, momentum=batch_norm_momentum, axis_name=axis_name
-        )
+    norm = functools.partial(
+        layers.batch_norm, is_training=is_training, momentum=batch_norm_momentum, axis_name=axis_name
+    )
 
     def branch(branch_params, branch_stats, inputs, stride):
         hidden = layers.conv(branch_params["conv1"], jax.nn.relu(inputs), stride=stride)
@@ -200,11 +178,3 @@ def _init_block(key, in_channels, out_channels, stride):
         }
         stats["shortcut"] = {"norm": norm_stats}
     return params, stats
-
-
-def _check_config(config):
-    layers.check_sizes("shake_shake", **dataclasses.asdict(config))
-    if config.depth < 8 or (config.depth - 2) % 6:
-        raise ValueError(f"shake_shake: expected depth 6 n + 2 (8, 14, 20, 26, ...), got {config.depth}")
-    if config.width % 2:
-        raise ValueError(f"shake_shake: expected an even width, got {config.width}")

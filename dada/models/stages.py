@@ -4,12 +4,30 @@ Contract: a network keeps the parameters and the statistics of its blocks as lis
 lists of blocks. A block is what the network says; here is only the walk over them.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from . import layers
+
 Stages = list[list[Any]]
+
+
+def blocks_per_stage(network: str, config: Any, block_layers: int, other_layers: int) -> int:
+    """The n of a Config of integers whose depth is block_layers n + other_layers.
+
+    Raises:
+      TypeError: a field is no integer; the message starts with `network`.
+      ValueError: a field is below 1, or the depth has no such n of 1 or more.
+    """
+    layers.check_sizes(network, **dataclasses.asdict(config))
+    blocks, rest = divmod(config.depth - other_layers, block_layers)
+    if blocks < 1 or rest:
+        form = f"{block_layers} n + {other_layers} with n >= 1"
+        raise ValueError(f"{network}: expected depth {form}, got {config.depth}")
+    return blocks
 
 
 def init(

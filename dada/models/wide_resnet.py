@@ -1,8 +1,6 @@
 """Wide residual networks (WRN-depth-width) for small images, pre-activation, without dropout.
 
-Contract: `init(key, config) -> (params, batch_stats)` and `apply(params, batch_stats, images,
-is_training) -> (logits, new_batch_stats)`. Both trees are nested dicts and lists of plain arrays of
-the same layout:
+Contract: see `models`. Parameters and statistics:
 
     stem                          3x3 convolution, 3 -> 16 channels
     stages[3][(depth - 4) / 6]    blocks of 16, 32, 64 times `width` channels, strides 1, 2, 2
@@ -10,7 +8,7 @@ the same layout:
       shortcut                    1x1 convolution, only where channels or resolution change
     norm, dense                   BN, ReLU, global average, linear
 
-`batch_stats` holds the norms only. WRN-40-2 has 2,246,474 parameters and WRN-28-10 36,489,290, with
+WRN-40-2 has 2,246,474 parameters and WRN-28-10 36,489,290, with
 10 classes.
 
 The network of DADA's tables. It differs from that of the paper in four ways: every convolution has
@@ -22,6 +20,7 @@ Reference: Zagoruyko and Komodakis 2016, arXiv:1605.07146.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -48,19 +47,13 @@ class Config:
 
 
 def init(key: jax.Array, config: Config) -> tuple[Any, Any]:
-    """Draws the parameters and sets the running statistics to mean 0 and variance 1.
+    """Draws parameters and running statistics (contract: `models`), by PyTorch's default.
 
-    Args:
-      key: typed PRNG key, consumed.
-      config: Config.
-    Returns:
-      (params, batch_stats), nested dicts and lists of float32 arrays.
     Raises:
       TypeError: a field of the config is no integer.
       ValueError: depth is not 6 n + 4 with n >= 1, or width or num_classes is below 1.
     """
-    _check_config(config)
-    blocks = (config.depth - 4) // 6
+    blocks = stages.blocks_per_stage("wide_resnet", config, 6, 4)
     stem_key, dense_key, *stage_keys = jax.random.split(key, 2 + len(STAGE_CHANNELS))
 
     stage_channels = [channels * config.width for channels in STAGE_CHANNELS]
@@ -84,30 +77,16 @@ def apply(
     batch_norm_momentum: float = 0.9,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, Any]:
-    """Logits of a batch of images. Depth and width are read off the parameters.
-
-    Args:
-      params: parameters, as `init` returns them.
-      batch_stats: running statistics, as `init` returns them.
-      images: [B, H, W, 3], floating, normalised; cast to the dtype of the parameters.
-      is_training: Python bool; whether batch norm uses and stores the statistics of this batch.
-      key: ignored; stands for the networks that draw random numbers.
-      batch_norm_momentum: weight of the new batch in the running statistics, in [0, 1].
-      axis_name: mapped axis over which batch statistics are taken, or None.
-    Returns:
-      (logits [B, num_classes], new batch_stats).
-    Gradient: all modes, to parameters and images; none to the new batch_stats.
-    Raises:
-      TypeError: images are not floating.
-      ValueError: images of another shape.
-    """
+    """Logits and new statistics of a batch (contract: `models`); the key is ignored."""
     del key
     layers.check_images("wide_resnet", images)
 
-    def norm_relu(norm_params, norm_stats, inputs):
-        outputs, new_stats = layers.batch_norm(
-            norm_params, norm_stats, inputs, is_training, momentum=batch_norm_momentum, axis_name=axis_name
-        )
+    norm = functools.partial(
+        layers.batch_norm, is_training=is_training, momentum=batch_norm_momentum, axis_name=axis_name
+    )
+
+    def norm_relu(*arguments):
+        outputs, new_stats = norm(*arguments)
         return jax.nn.relu(outputs), new_stats
 
     def block(block_params, block_stats, inputs, stride, index):
@@ -122,9 +101,9 @@ def apply(
 
     hidden = layers.conv(params["stem"], images.astype(params["stem"]["weight"].dtype))
     hidden, new_stages = stages.apply(params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block)
-    hidden, norm = norm_relu(params["norm"], batch_stats["norm"], hidden)
+    hidden, new_norm = norm_relu(params["norm"], batch_stats["norm"], hidden)
     logits = layers.dense(params["dense"], layers.global_average_pool(hidden))
-    return logits, {"stages": new_stages, "norm": norm}
+    return logits, {"stages": new_stages, "norm": new_norm}
 
 
 def _init_block(key, in_channels, out_channels, stride):
@@ -137,11 +116,3 @@ def _init_block(key, in_channels, out_channels, stride):
     if stride != 1 or in_channels != out_channels:
         params["shortcut"] = layers.init_conv(shortcut_key, 1, in_channels, out_channels)
     return params, stats
-
-
-def _check_config(config):
-    layers.check_sizes("wide_resnet", **dataclasses.asdict(config))
-    if config.depth < 10 or (config.depth - 4) % 6:
-        raise ValueError(
-            f"wide_resnet: expected depth 6 n + 4 (10, 16, ..., 28, ..., 40), got {config.depth}"
-        )

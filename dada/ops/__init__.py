@@ -1,7 +1,7 @@
 """Image ops: forward equal to Pillow on every 8-bit pixel, a declared gradient backward.
 
-`color`, `spatial` and `crop` hold the ops, each of one image and one physical value; `table` gives them
-names, ranges and search spaces. Needs jax and numpy; copy the folder alone.
+`color`, `spatial` and `crop` hold the ops, each of one image and one physical value (contract: `one_image`);
+`table` gives them names, ranges and search spaces. Needs jax and numpy; copy the folder alone.
 """
 
 from .table import (

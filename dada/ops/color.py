@@ -1,14 +1,8 @@
 """Colours and filters of one image: Pillow's 8-bit pixels forward, smooth surrogates backward.
 
-Contract. An image is float32 `[H, W, 3]` in [0, 1] that holds k/255 for whole levels k (other
-numbers are rounded to the nearest level first). The result holds float32(k)/255 again, where k is
-what Pillow writes, for every image of up to 2**22 pixels and every value. Ops are pure, take traced
-values, and work under `jit`, `vmap`, `jvp`, `vjp` and their compositions. Where the argument is bad
-they raise TypeError (a wrong dtype) or ValueError (a wrong shape).
-
-Gradient. The value is that of the hard op, the tangent that of a soft surrogate S, written below
-for x in [0, 1]: S + stop_gradient(hard - S) without its rounding error. Second derivatives are
-those of S.
+Contract: see `one_image`. Numbers that are no levels are rounded to the nearest level first. The result
+holds float32(k)/255, where k is what Pillow writes, for every image of up to 2**22 pixels and every value.
+Gradients are written for x in [0, 1].
 
 Deviation: 0 bits of Posterize give black, as Pillow did before it refused them.
 
@@ -16,12 +10,11 @@ Compilers. XLA may contract `a * b + c` into one rounding and turn `x / 255` int
 Both change pixels; the comments say how this is prevented where it matters.
 """
 
-import functools
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .one_image import Image, Scalar, straight_through
 
 # Luma in units of 2**-16, as Pillow converts RGB to L.
 _LUMA = np.array([19595.0, 38470.0, 7471.0], np.float32)
@@ -29,40 +22,6 @@ _LUMA = np.array([19595.0, 38470.0, 7471.0], np.float32)
 # Width of the soft threshold of Solarize in levels: wide enough that an image without pixels right
 # at the threshold still says in which direction to move it.
 _SOLARIZE_WIDTH = 24.0
-
-
-def _straight_through(soft):
-    """Gives a function of (image, *scalars) the tangent of `soft` and checked arguments."""
-
-    def decorate(hard):
-        core = jax.custom_jvp(hard)
-        core.defjvp(lambda primals, tangents: (core(*primals), jax.jvp(soft, primals, tangents)[1]))
-        signature = inspect.signature(hard)
-
-        @functools.wraps(hard)
-        def op(*args, **kwargs):
-            arguments = signature.bind(*args, **kwargs).arguments
-            return core(*(_checked(name, value) for name, value in arguments.items()))
-
-        return op
-
-    return decorate
-
-
-def _checked(name, value):
-    # A copy, as jax 0.10 fails under jit on numpy arrays that vmap hands to a custom_jvp.
-    value = jnp.array(value)
-    if name == "image":
-        if value.dtype != jnp.float32:
-            raise TypeError(f"image: expected float32, got {value.dtype}")
-        if value.ndim != 3 or value.shape[-1] != 3 or value.size == 0:
-            raise ValueError(f"image: expected shape [H, W, 3], got {value.shape}")
-        return value
-    if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-        raise TypeError(f"{name}: expected a real number, got {value.dtype}")
-    if value.ndim != 0:
-        raise ValueError(f"{name}: expected a scalar, got shape {value.shape}")
-    return value.astype(jnp.float32)
 
 
 def _levels(image):
@@ -113,15 +72,12 @@ _SHORTFALLS = _shortfalls()
 _DIVISORS = np.gcd(255, np.arange(256)).astype(np.float32)
 
 
-@_straight_through(_soft_auto_contrast)
-def auto_contrast(image):
+@straight_through(_soft_auto_contrast)
+def auto_contrast(image: Image) -> Image:
     """Stretches every channel so that its extremes become 0 and 255 (`ImageOps.autocontrast`).
 
     k -> trunc(k * s - lo * s), s = 255 / (hi - lo), in double precision; a constant channel stays.
 
-    Args:
-        image: float32 `[H, W, 3]`, levels / 255.
-    Returns: float32 `[H, W, 3]`.
     Gradient: the channel's slope 1 / (hi - lo), lo and hi as constants; 1 where hi = lo.
     """
     level = _levels(image)
@@ -137,13 +93,10 @@ def auto_contrast(image):
     return _unit(jnp.where(hi > lo, quotient - short, level))
 
 
-@_straight_through(lambda image: 1.0 - image)
-def invert(image):
+@straight_through(lambda image: 1.0 - image)
+def invert(image: Image) -> Image:
     """Replaces k by 255 - k (`ImageOps.invert`).
 
-    Args:
-        image: float32 `[H, W, 3]`, levels / 255.
-    Returns: float32 `[H, W, 3]`.
     Gradient: to the image -1.
     """
     return _unit(255.0 - _levels(image))
@@ -153,16 +106,13 @@ def _equalize_step(values):
     return jnp.sum(values < jnp.max(values, axis=(0, 1)), axis=(0, 1), dtype=jnp.int32) // 255
 
 
-@_straight_through(lambda image: _stretch(image, _equalize_step(image) > 0))
-def equalize(image):
+@straight_through(lambda image: _stretch(image, _equalize_step(image) > 0))
+def equalize(image: Image) -> Image:
     """Flattens the histogram of every channel (`ImageOps.equalize`).
 
     k -> min(255, (step // 2 + #{pixels < k}) // step), step = #{pixels < maximum} // 255; a channel
     with step = 0 stays.
 
-    Args:
-        image: float32 `[H, W, 3]`, levels / 255.
-    Returns: float32 `[H, W, 3]`.
     Gradient: the map's mean slope 1 / (hi - lo), lo and hi as constants; 1 where step = 0.
     """
     level = _levels(image).astype(jnp.int32)
@@ -182,14 +132,12 @@ def _soft_solarize(image, threshold):
     return image + (1.0 - 2.0 * image) * jax.nn.sigmoid((level - threshold) / _SOLARIZE_WIDTH)
 
 
-@_straight_through(_soft_solarize)
-def solarize(image, threshold):
+@straight_through(_soft_solarize)
+def solarize(image: Image, threshold: Scalar) -> Image:
     """Inverts levels at or above a threshold t (`ImageOps.solarize`): k -> k if k < t else 255 - k.
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         threshold: real scalar in levels, 0 (all are inverted) to 256 (none is).
-    Returns: float32 `[H, W, 3]`.
     Gradient: of x + (1 - 2x) * sigmoid((k - t) / 24) with k = 255 x as a constant.
     """
     level = _levels(image)
@@ -208,14 +156,12 @@ def _soft_posterize(image, bits):
     return image + bits * jax.lax.stop_gradient(slope)
 
 
-@_straight_through(_soft_posterize)
-def posterize(image, bits):
+@straight_through(_soft_posterize)
+def posterize(image: Image, bits: Scalar) -> Image:
     """Keeps the top trunc(bits) bits of every level (`ImageOps.posterize`); 0 bits give black.
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         bits: real scalar, 0 to 8 (clipped to that).
-    Returns: float32 `[H, W, 3]`.
     Gradient: to the image 1; to the bits P(n + 1) - P(n), the slope of the quantiser that is linear
         between whole numbers of bits: P(n) is the image of n bits, n = min(trunc(bits), 7).
     """
@@ -248,14 +194,12 @@ def _soft_luma(image):
     return _weighted(image, _LUMA / np.float32(65536))
 
 
-@_straight_through(lambda image, factor: _soft_blend(jnp.mean(_soft_luma(image)), image, factor))
-def contrast(image, factor):
+@straight_through(lambda image, factor: _soft_blend(jnp.mean(_soft_luma(image)), image, factor))
+def contrast(image: Image, factor: Scalar) -> Image:
     """Blends with the mean grey d (`ImageEnhance.Contrast`): trunc(d + factor * (k - d)), clipped.
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         factor: real scalar; 0 gives grey, 1 the image, above 1 more contrast.
-    Returns: float32 `[H, W, 3]`.
     Gradient: of d + factor * (x - d), unclipped, with d the exact mean luma of x.
     """
     level = _levels(image)
@@ -265,28 +209,24 @@ def contrast(image, factor):
     return _blend(mean.astype(jnp.float32), level, factor)
 
 
-@_straight_through(lambda image, factor: _soft_blend(_soft_luma(image), image, factor))
-def color(image, factor):
+@straight_through(lambda image, factor: _soft_blend(_soft_luma(image), image, factor))
+def color(image: Image, factor: Scalar) -> Image:
     """Blends with the grey image d (`ImageEnhance.Color`): trunc(d + factor * (k - d)), clipped.
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         factor: real scalar; 0 gives grey, 1 the image, above 1 more colour.
-    Returns: float32 `[H, W, 3]`.
     Gradient: of d + factor * (x - d), unclipped, with d the exact luma of every pixel.
     """
     level = _levels(image)
     return _blend(_luma(level), level, factor)
 
 
-@_straight_through(lambda image, factor: image * factor)
-def brightness(image, factor):
+@straight_through(lambda image, factor: image * factor)
+def brightness(image: Image, factor: Scalar) -> Image:
     """Blends with black (`ImageEnhance.Brightness`): trunc(factor * k), clipped.
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         factor: real scalar; 0 gives black, 1 the image, above 1 a brighter one.
-    Returns: float32 `[H, W, 3]`.
     Gradient: of factor * x, unclipped.
     """
     return _blend(0.0, _levels(image), factor)
@@ -324,39 +264,31 @@ def _smooth_levels(level):
     return jnp.floor(_soft_smooth(level) + 0.5)
 
 
-@_straight_through(lambda image, factor: _soft_blend(_soft_smooth(image), image, factor))
-def sharpness(image, factor):
+@straight_through(lambda image, factor: _soft_blend(_soft_smooth(image), image, factor))
+def sharpness(image: Image, factor: Scalar) -> Image:
     """Blends with `smooth` (`ImageEnhance.Sharpness`): trunc(d + factor * (k - d)), clipped.
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         factor: real scalar; 0 gives `smooth(image)`, 1 the image, above 1 a sharper one.
-    Returns: float32 `[H, W, 3]`.
     Gradient: of d + factor * (x - d), unclipped, with d the smoothed image before rounding.
     """
     level = _levels(image)
     return _blend(_smooth_levels(level), level, factor)
 
 
-@_straight_through(_soft_blur)
-def blur(image):
+@straight_through(_soft_blur)
+def blur(image: Image) -> Image:
     """Mean of the 16 rim pixels of the 5x5 window (`ImageFilter.BLUR`); 2 border pixels stay.
 
-    Args:
-        image: float32 `[H, W, 3]`, levels / 255.
-    Returns: float32 `[H, W, 3]`.
     Gradient: of the filter before rounding.
     """
     return _unit(jnp.floor(_soft_blur(_levels(image)) + 0.5))
 
 
-@_straight_through(_soft_smooth)
-def smooth(image):
+@straight_through(_soft_smooth)
+def smooth(image: Image) -> Image:
     """Mean of the 3x3 window, its centre weighing 5 (`ImageFilter.SMOOTH`); 1 border pixel stays.
 
-    Args:
-        image: float32 `[H, W, 3]`, levels / 255.
-    Returns: float32 `[H, W, 3]`.
     Gradient: of the filter before rounding.
     """
     return _unit(_smooth_levels(_levels(image)))

@@ -1,14 +1,15 @@
 """The random ops of DeepAA once their numbers are drawn: crop, box and resized crop of one image.
 
-Contract. An image is float32 `[H, W, 3]` in [0, 1] that holds k/255 for whole levels k; so does the
-result, the 8-bit image that Pillow writes. What an image lacks is painted in FILL, the mean colour
-of CIFAR and ImageNet. All arguments but the image may be traced; the drawing itself is in `sampling`.
+Contract: see `one_image`. What an image lacks is painted in FILL, the mean colour of CIFAR and ImageNet. All
+arguments but the image may be traced; the drawing itself is in `sampling`.
 
 Reference: the released code of DeepAA (Zheng et al. 2022).
 """
 
 import jax.numpy as jnp
 import numpy as np
+
+from .one_image import Image, Pair, checked
 
 FILL = (125, 123, 114)
 CROP_PADDING = 4  # pixels on each side, RandCrop
@@ -19,18 +20,14 @@ _FILL = np.array(FILL, np.float32) / np.float32(255)
 _BITS = 22  # of the fraction of Pillow's interpolation weights
 
 
-def crop(image, corner):
-    """Reads a window of the size of the image from another place, FILL outside.
-
-    The same as padding with FILL and cropping.
+def crop(image: Image, corner: Pair) -> Image:
+    """Reads a window of the size of the image from another place, FILL outside: pads with FILL and crops.
 
     Args:
-        image: float32 `[H, W, 3]`.
         corner: real `[2]`, whole numbers: row and column of the window's first pixel.
-    Returns: float32 `[H, W, 3]`.
     Gradient: its own, to the image.
     """
-    height, width, _ = _checked(image).shape
+    height, width, _ = checked("image", image).shape
     first = jnp.floor(corner).astype(jnp.int32)
     row, column = first[0] + jnp.arange(height)[:, None], first[1] + jnp.arange(width)[None]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
@@ -38,17 +35,15 @@ def crop(image, corner):
     return jnp.where(inside[..., None], pixels, _FILL)
 
 
-def box(image, half_side, center):
+def box(image: Image, half_side: int, center: Pair) -> Image:
     """Paints FILL from trunc(center - half_side) to trunc(center + half_side), both included.
 
     Args:
-        image: float32 `[H, W, 3]`.
         half_side: static integer; the box has 2 half_side + 1 pixels each way, cut off at the border.
         center: real `[2]`, row and column in pixels.
-    Returns: float32 `[H, W, 3]`.
     Gradient: its own, to the image.
     """
-    height, width, _ = _checked(image).shape
+    height, width, _ = checked("image", image).shape
     # A whole half side changes no fraction, so the sum need not be rounded.
     middle = jnp.floor(center).astype(jnp.int32)
     rows = jnp.abs(jnp.arange(height) - middle[0]) <= half_side
@@ -56,17 +51,17 @@ def box(image, half_side, center):
     return jnp.where((rows[:, None] & columns)[..., None], _FILL, image)
 
 
-def resized_crop(image, corner, size):
+def resized_crop(image: Image, corner: Pair, size: Pair) -> Image:
     """Crops a window inside the image and enlarges it to the image's size, bicubic as Pillow does.
 
+    The weights are a table of 20 (H^2 + W^2) bytes.
+
     Args:
-        image: float32 `[H, W, 3]`. The weights are a table of 20 (H^2 + W^2) bytes.
         corner: int `[2]`, row and column of the window's first pixel.
         size: int `[2]`, height in 1..H and width in 1..W of the window.
-    Returns: float32 `[H, W, 3]`.
     Gradient: zero; the arithmetic is in integers.
     """
-    levels = jnp.round(_checked(image) * 255).astype(jnp.int32)
+    levels = jnp.round(checked("image", image) * 255).astype(jnp.int32)
     levels = jnp.swapaxes(_enlarge_rows(jnp.swapaxes(levels, 0, 1), corner[1], size[1]), 0, 1)
     return _enlarge_rows(levels, corner[0], size[0]).astype(jnp.float32) / 255
 
@@ -97,11 +92,3 @@ def _bicubic(size):
     weight = np.where((pixel >= 0) & (pixel < count[..., None]), weight, 0.0)
     weight /= weight.sum(-1, keepdims=True)
     return start, np.trunc(weight * 2**_BITS + np.copysign(0.5, weight)).astype(np.int32)
-
-
-def _checked(image):
-    if image.dtype != jnp.float32:
-        raise TypeError(f"image: expected float32, got {image.dtype}")
-    if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"image: expected shape [H, W, 3], got {image.shape}")
-    return image

@@ -1,9 +1,6 @@
 """Geometry and Cutout on one image: Pillow's pixels forward, smooth surrogates backward.
 
-Contract. An image is float32 `[H, W, 3]` in [0, 1] that holds k/255 for whole levels k; so does the
-result, which is the 8-bit image that Pillow writes (nearest neighbour, black outside). Ops are
-pure, take traced values, and work under `jit`, `vmap`, `jvp`, `vjp` and their compositions. Where
-an argument is bad they raise TypeError (a wrong dtype) or ValueError (a wrong shape).
+Contract: see `one_image`. Pixels are those of the nearest neighbour, black outside.
 
 Arithmetic. Pillow maps output pixel (x, y) to the source column a (x + 1/2) + b (y + 1/2) + c, and
 to a row likewise, in 16.16 fixed point: each coefficient is FIX(v) = floor(65536 v + 1/2), and the
@@ -11,12 +8,10 @@ half pixels are folded into the offset c before it is rounded. Here the coeffici
 float64: those of shears and translations are exact, those of rotations come from exact whole parts
 and fractions right to about 1e-7, so that one in 10**5 angles at most moves one by 1/65536.
 
-Gradient. The value is that of the hard op, the tangent that of a soft surrogate S:
-S + stop_gradient(hard - S) without its rounding error. For geometry S samples bilinearly about the
-pixel p that the hard op reads: the image's tangent is read at p, and a motion of the source
-position counts with the mean of the slopes on both sides of p, (I(p + 1) - I(p - 1)) / 2, black
-outside. One-sided slopes, as bilinear sampling at the unrounded position has them, are biased as
-long as the value is the nearest pixel's: descent on a translation stalls.
+Gradient. For geometry the surrogate samples bilinearly about the pixel p that the hard op reads: the
+image's tangent is read at p, and a motion of the source position counts with the mean of the slopes on both
+sides of p, (I(p + 1) - I(p - 1)) / 2, black outside. One-sided slopes, as bilinear sampling at the unrounded
+position has them, are biased as long as the value is the nearest pixel's: descent on a translation stalls.
 
 Compilers. XLA may contract `a * b - c` into one rounding where an argument is itself a product.
 Values are clipped to their domain first, so they get rounded, and fused results are the eager ones.
@@ -25,6 +20,8 @@ Values are clipped to their domain first, so they get rounded, and fused results
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .one_image import Image, Pair, Scalar, checked, straight_through
 
 _CUTOUT_COLOR = np.array([125, 123, 114], np.float32) / np.float32(255)
 
@@ -41,34 +38,6 @@ _SINE_REST = (_SINE - _SINE_WHOLE).astype(np.float32)
 _SLOPE = 65536.0 * np.radians(1.0) * np.cos(np.radians(np.arange(_STEPS) / 8.0))
 _SLOPE_COARSE = (np.round(2.0 * _SLOPE) / 2.0).astype(np.float32)
 _SLOPE_REST = (_SLOPE - _SLOPE_COARSE).astype(np.float32)
-
-
-def _checked(name, value):
-    # A copy, as jax 0.10 fails under jit on numpy arrays that vmap hands to a custom_jvp.
-    value = jnp.array(value)
-    if name == "image":
-        if value.dtype != jnp.float32:
-            raise TypeError(f"image: expected float32, got {value.dtype}")
-        if value.ndim != 3 or value.shape[-1] != 3 or value.size == 0:
-            raise ValueError(f"image: expected shape [H, W, 3], got {value.shape}")
-        return value
-    if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-        raise TypeError(f"{name}: expected real numbers, got {value.dtype}")
-    shape = (2,) if name == "center" else ()
-    if value.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
-    return value.astype(jnp.float32)
-
-
-def _straight_through(soft):
-    """Gives a function the tangent of `soft`, which takes the same arguments."""
-
-    def decorate(hard):
-        op = jax.custom_jvp(hard)
-        op.defjvp(lambda primals, tangents: (op(*primals), jax.jvp(soft, primals, tangents)[1]))
-        return op
-
-    return decorate
 
 
 def round_half_up(value):
@@ -106,6 +75,10 @@ def _sample(image, rows, columns, motions):
     return pixels
 
 
+def _transposed(image):
+    return jnp.swapaxes(checked("image", image), 0, 1)
+
+
 def _shear_positions(image, shear):
     rows, columns = _grid(image)
     bound = 32767.0 / image.shape[0]
@@ -119,11 +92,6 @@ def _soft_shear(image, shear):
     return _sample(image, rows, columns, [(1, shear * (rows + 0.5))])
 
 
-@_straight_through(_soft_shear)
-def _shear_columns(image, shear):
-    return _gather(image, *_shear_positions(image, shear))
-
-
 def _translate_positions(image, pixels):
     rows, columns = _grid(image)
     bound = image.shape[1] + 1.0
@@ -135,59 +103,46 @@ def _soft_translate(image, pixels):
     return _sample(image, rows, columns, [(1, pixels)])
 
 
-@_straight_through(_soft_translate)
-def _translate_columns(image, pixels):
-    return _gather(image, *_translate_positions(image, pixels))
-
-
-def shear_x(image, shear):
+@straight_through(_soft_shear)
+def shear_x(image: Image, shear: Scalar) -> Image:
     """Shears rows about the top left corner: source column = floor(x + 1/2 + shear (y + 1/2)).
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         shear: real scalar, columns per row, |shear| H < 32768.
-    Returns: float32 `[H, W, 3]`.
     Gradient: bilinear about the pixels read (module docstring); the source column moves by y + 1/2.
     """
-    return _shear_columns(_checked("image", image), _checked("shear", shear))
+    return _gather(image, *_shear_positions(image, shear))
 
 
-def shear_y(image, shear):
+def shear_y(image: Image, shear: Scalar) -> Image:
     """Shears columns about the top left corner: source row = floor(y + 1/2 + shear (x + 1/2)).
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         shear: real scalar, rows per column, |shear| W < 32768.
-    Returns: float32 `[H, W, 3]`.
     Gradient: bilinear about the pixels read (module docstring); the source row moves by x + 1/2.
     """
-    image = jnp.swapaxes(_checked("image", image), 0, 1)
-    return jnp.swapaxes(_shear_columns(image, _checked("shear", shear)), 0, 1)
+    return jnp.swapaxes(shear_x(_transposed(image), shear), 0, 1)
 
 
-def translate_x(image, pixels):
+@straight_through(_soft_translate)
+def translate_x(image: Image, pixels: Scalar) -> Image:
     """Moves the image to the left by floor(pixels + 1/2) columns.
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         pixels: real scalar; negative moves to the right.
-    Returns: float32 `[H, W, 3]`.
     Gradient: bilinear about the pixels read (module docstring); the source column moves by 1.
     """
-    return _translate_columns(_checked("image", image), _checked("pixels", pixels))
+    return _gather(image, *_translate_positions(image, pixels))
 
 
-def translate_y(image, pixels):
+def translate_y(image: Image, pixels: Scalar) -> Image:
     """Moves the image up by floor(pixels + 1/2) rows.
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         pixels: real scalar; negative moves down.
-    Returns: float32 `[H, W, 3]`.
     Gradient: bilinear about the pixels read (module docstring); the source row moves by 1.
     """
-    image = jnp.swapaxes(_checked("image", image), 0, 1)
-    return jnp.swapaxes(_translate_columns(image, _checked("pixels", pixels)), 0, 1)
+    return jnp.swapaxes(translate_x(_transposed(image), pixels), 0, 1)
 
 
 def _fixed_sine(step, rest):
@@ -252,54 +207,40 @@ def _soft_rotate(image, degrees):
     return _sample(image, *_rotate_positions(image, degrees), motions)
 
 
-@_straight_through(_soft_rotate)
-def _rotate(image, degrees):
-    return _gather(image, *_rotate_positions(image, degrees))
-
-
-def rotate(image, degrees):
+@straight_through(_soft_rotate)
+def rotate(image: Image, degrees: Scalar) -> Image:
     """Turns the image counter-clockwise about its centre, in its frame (`Image.rotate`).
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255, H + W < 16384.
+        image: H + W < 16384.
         degrees: real scalar, |degrees| <= 1e5.
-    Returns: float32 `[H, W, 3]`.
     Gradient: bilinear about the pixels read (module docstring); the source turns about the centre.
     """
-    return _rotate(_checked("image", image), _checked("degrees", degrees))
+    return _gather(image, *_rotate_positions(image, degrees))
 
 
-def flip_lr(image):
+def flip_lr(image: Image) -> Image:
     """Mirrors left and right.
 
-    Args:
-        image: float32 `[H, W, 3]`.
-    Returns: float32 `[H, W, 3]`.
     Gradient: its own, the mirrored cotangent.
     """
-    return _checked("image", image)[:, ::-1]
+    return checked("image", image)[:, ::-1]
 
 
-def flip_ud(image):
+def flip_ud(image: Image) -> Image:
     """Mirrors top and bottom.
 
-    Args:
-        image: float32 `[H, W, 3]`.
-    Returns: float32 `[H, W, 3]`.
     Gradient: its own, the mirrored cotangent.
     """
-    return _checked("image", image)[::-1]
+    return checked("image", image)[::-1]
 
 
-def rotate90(image):
+def rotate90(image: Image) -> Image:
     """Turns a square image by 90 degrees counter-clockwise (`Image.Transpose.ROTATE_90`).
 
-    Args:
-        image: float32 `[H, H, 3]`.
-    Returns: float32 `[H, H, 3]`.
     Gradient: its own, the cotangent turned back.
     """
-    image = _checked("image", image)
+    image = checked("image", image)
     if image.shape[0] != image.shape[1]:
         raise ValueError(f"image: expected a square one, got shape {image.shape}")
     return jnp.rot90(image)
@@ -338,28 +279,22 @@ def _soft_cutout(image, side_pixels, center):
     return image + covered * (_CUTOUT_COLOR - image)
 
 
-@_straight_through(_soft_cutout)
-def _cutout(image, side_pixels, center):
-    height, width, _ = image.shape
-    rows = _window(height, side_pixels, center[0])
-    columns = _window(width, side_pixels, center[1])
-    return jnp.where(rows[:, None, None] & columns[None, :, None], _CUTOUT_COLOR, image)
-
-
-def cutout(image, side_pixels, center):
+@straight_through(_soft_cutout)
+def cutout(image: Image, side_pixels: Scalar, center: Pair) -> Image:
     """Paints a square of colour (125, 123, 114), as the official code of DADA does.
 
     The corner is trunc(max(0, center - side / 2)) and both ends are filled: floor(side) + 1 pixels
     each way, clipped at the image. A side of 0 still paints one pixel, a negative side none.
 
     Args:
-        image: float32 `[H, W, 3]`, levels / 255.
         side_pixels: real scalar.
         center: real `[2]`, row and column in pixels, in [0, H] x [0, W].
-    Returns: float32 `[H, W, 3]`.
     Gradient: of the soft box x + m (colour - x); m is the product over both axes of
         sigmoid(2 (k - start + 1)) sigmoid(2 (end + 1/2 - k)) at pixel k, with
         start = max(0, center - side / 2), end = start + floor(side). A side grown by d moves start
         by -d, or end by d where start = 0. To the centre: 0.
     """
-    return _cutout(_checked("image", image), _checked("side_pixels", side_pixels), _checked("center", center))
+    height, width, _ = image.shape
+    rows = _window(height, side_pixels, center[0])
+    columns = _window(width, side_pixels, center[1])
+    return jnp.where(rows[:, None, None] & columns[None, :, None], _CUTOUT_COLOR, image)

@@ -122,6 +122,10 @@ def _without_magnitude(*names: str) -> tuple[OpRow, ...]:
     return tuple(OpRow(name, 0.0, 1.0, "", None, False) for name in names)
 
 
+def _enhancers(low: float, high: float, *names: str) -> tuple[OpRow, ...]:
+    return tuple(OpRow(name, low, high, "factor", 1.0, False) for name in names)
+
+
 _GEOMETRIC = (
     OpRow("ShearX", -0.3, 0.3, "shear", 0.0, True),
     OpRow("ShearY", -0.3, 0.3, "shear", 0.0, True),
@@ -132,9 +136,7 @@ _GEOMETRIC = (
 _POINT = _without_magnitude("AutoContrast", "Invert", "Equalize")
 _SOLARIZE = OpRow("Solarize", 0.0, 256.0, "threshold", 256.0, False)
 _POSTERIZE = OpRow("Posterize", 4.0, 8.0, "bits", 8.0, False)
-_ENHANCERS = tuple(
-    OpRow(name, 0.1, 1.9, "factor", 1.0, False) for name in ("Contrast", "Color", "Brightness", "Sharpness")
-)
+_ENHANCERS = _enhancers(0.1, 1.9, "Contrast", "Color", "Brightness", "Sharpness")
 _CUTOUT = OpRow("Cutout", 0.0, 0.2, "fraction of width", 0.0, False)
 _COLOR = (*_POINT, _SOLARIZE, _POSTERIZE, *_ENHANCERS)
 _DADA = (*_GEOMETRIC, *_COLOR, _CUTOUT)
@@ -142,17 +144,13 @@ _DADA = (*_GEOMETRIC, *_COLOR, _CUTOUT)
 
 def _trivial_ops(degrees, bits, factors, shear, pixels) -> tuple[OpRow, ...]:
     """The ops of the TrivialAugment code in its order; level 1 is the largest value."""
-    enhancers = {
-        name: OpRow(name, *factors, "factor", 1.0, False)
-        for name in ("Color", "Contrast", "Brightness", "Sharpness")
-    }
     return (
         *_without_magnitude("Identity", "AutoContrast", "Equalize"),
         OpRow("Rotate", 0.0, degrees, "degrees", 0.0, True),
         OpRow("Solarize", 256.0, 0.0, "threshold", 256.0, False),
-        enhancers["Color"],
+        *_enhancers(*factors, "Color"),
         OpRow("Posterize", 8.0, bits, "bits", 8.0, False),
-        *(enhancers[name] for name in ("Contrast", "Brightness", "Sharpness")),
+        *_enhancers(*factors, "Contrast", "Brightness", "Sharpness"),
         *(OpRow(name, 0.0, shear, "shear", 0.0, True) for name in ("ShearX", "ShearY")),
         *(OpRow(name, 0.0, pixels, "pixels", 0.0, True) for name in ("TranslateXAbs", "TranslateYAbs")),
     )
@@ -168,9 +166,7 @@ _DDAS_MOVES = (
     *(OpRow(name, 0.0, 32.0, "pixels", 0.0, True) for name in ("TranslateXAbs", "TranslateYAbs")),
     OpRow("Solarize", 256.0, 0.0, "threshold", 256.0, False),
 )
-_DDAS_ENHANCERS = tuple(
-    OpRow(name, 0.1, 5.86, "factor", 1.0, False) for name in ("Color", "Contrast", "Brightness", "Sharpness")
-)
+_DDAS_ENHANCERS = _enhancers(0.1, 5.86, "Color", "Contrast", "Brightness", "Sharpness")
 _DDAS_IMAGENET = (
     *(*_DDAS_SINGLE, _DDAS_ROTATE, *_DDAS_MOVES),
     OpRow("CutoutAbs", 0.0, 64.0, "pixels", None, False),

@@ -1,13 +1,11 @@
 """The plain training step: SGD, loss, and the state that they carry.
 
-Contract: everything is a pure function of its arguments. Images come in augmented and normalised;
-`apply` is a network's (params, batch_stats, images, is_training, key, axis_name=) -> (logits,
-new_batch_stats). SGD is PyTorch's, weight decay on all parameters included, so that a published
-learning rate means the same here. The searches share `sgd_update`: their unrolled weights ARE the
-next iterate.
+Contract: everything is a pure function of its arguments. Images come in augmented and normalised; `apply` is
+a network's (params, batch_stats, images, is_training, key, axis_name=) -> (logits, new_batch_stats). SGD is
+PyTorch's, weight decay on all parameters included, so that a published learning rate means the same here. The
+searches share `sgd_update`: their unrolled weights ARE the next iterate.
 
-Symbols: theta parameters, B momentum, g gradient, eta learning rate, mu momentum decay, lambda
-weight decay.
+Symbols: theta parameters, B momentum, g gradient, eta learning rate, mu momentum decay, lambda weight decay.
 
 With `axis_name` the step runs under pmap or shard_map on a part of the batch. The mean over devices
 is taken of the loss and again of its gradient, and both are needed: pmap, and shard_map without
@@ -47,20 +45,8 @@ class TrainState(NamedTuple):
 
 
 def init(params: Any, batch_stats: Any) -> TrainState:
-    """State before the first step, with zero momentum.
-
-    Args:
-      params: network parameters.
-      batch_stats: running statistics.
-    Returns:
-      TrainState.
-    """
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        momentum=jax.tree.map(jnp.zeros_like, params),
-    )
+    """State before the first step of a network with these parameters and running statistics: no momentum."""
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, jax.tree.map(jnp.zeros_like, params))
 
 
 def sgd_update(
@@ -215,30 +201,6 @@ def train_step(
     )
     metrics = {"loss": loss, "accuracy": mean_of_devices(right, axis_name)}
     return TrainState(state.step + 1, params, batch_stats, momentum), metrics
-
-
-def eval_step(
-    apply: Callable[..., tuple[jax.Array, Any]],
-    state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    axis_name: str | None = None,
-) -> dict[str, jax.Array]:
-    """Loss and accuracy of a batch under the running statistics.
-
-    Args:
-      apply: the network.
-      state: TrainState; read only.
-      images: [B, H, W, 3], floating, normalised.
-      labels: [B], integer.
-      axis_name: mapped axis over which the batch is divided, or None.
-    Returns:
-      {"loss", "accuracy"}: scalars, means over the batch of all devices.
-    """
-    logits, _ = apply(state.params, state.batch_stats, images, False, axis_name=axis_name)
-    metrics = {"loss": jnp.mean(cross_entropy(logits, labels)), "accuracy": accuracy(logits, labels)}
-    return mean_of_devices(metrics, axis_name)
 
 
 def mean_of_devices(tree: Any, axis_name: str | None) -> Any:

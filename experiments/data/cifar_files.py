@@ -45,30 +45,20 @@ class Cifar:
     num_classes: int
 
 
+def _batches(suffix):
+    return tuple(f"data_batch_{number}{suffix}" for number in range(1, 6))
+
+
 CIFAR = {
     "cifar10": Cifar(
-        CifarForm(
-            "cifar-10-batches-bin",
-            "cifar-10-binary.tar.gz",
-            tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-            ("test_batch.bin",),
-        ),
-        CifarForm(
-            "cifar-10-batches-py",
-            "cifar-10-python.tar.gz",
-            tuple(f"data_batch_{i}" for i in range(1, 6)),
-            ("test_batch",),
-        ),
-        label_bytes=1,
-        label_key="labels",
-        num_classes=10,
+        CifarForm("cifar-10-batches-bin", "cifar-10-binary.tar.gz", _batches(".bin"), ("test_batch.bin",)),
+        CifarForm("cifar-10-batches-py", "cifar-10-python.tar.gz", _batches(""), ("test_batch",)),
+        *(1, "labels", 10),
     ),
     "cifar100": Cifar(
         CifarForm("cifar-100-binary", "cifar-100-binary.tar.gz", ("train.bin",), ("test.bin",)),
         CifarForm("cifar-100-python", "cifar-100-python.tar.gz", ("train",), ("test",)),
-        label_bytes=2,
-        label_key="fine_labels",
-        num_classes=100,
+        *(2, "fine_labels", 100),
     ),
 }
 
@@ -80,8 +70,7 @@ def find_cifar(name, data_dir):
       name: "cifar10" or "cifar100".
       data_dir: folder that holds one of the forms, or is itself the unpacked folder.
 
-    Returns:
-      (CifarForm, path of the unpacked folder or of the archive).
+    Returns (CifarForm, path of the unpacked folder or of the archive).
 
     Raises:
       FileNotFoundError: no form is complete; lists what each lacks.
@@ -101,18 +90,14 @@ def find_cifar(name, data_dir):
 
 
 def read_cifar(name, data_dir):
-    """Reads CIFAR-10 or CIFAR-100 in whichever published form lies in a folder.
-
-    Args:
-      name: "cifar10" or "cifar100".
-      data_dir: folder that holds one of the forms, or is itself the unpacked folder.
+    """Reads CIFAR-10 or CIFAR-100 in whichever published form lies in a folder, as `find_cifar`.
 
     Returns:
       Arrays with images uint8 [N, 32, 32, 3] in the order of the files.
 
     Raises:
-      FileNotFoundError: no form is complete. ValueError: a file is damaged, hostile or not what its
-        name says.
+      FileNotFoundError: no form is complete. ValueError: a file is damaged, hostile or not what its name
+        says.
     """
     form, path = find_cifar(name, data_dir)
     if path.is_dir():

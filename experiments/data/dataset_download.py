@@ -30,48 +30,26 @@ class Source:
 
 _TORONTO = "https://www.cs.toronto.edu/~kriz/"
 _STANFORD = "http://ufldl.stanford.edu/housenumbers/"
+_FILES = """\
+cifar-10-binary.tar.gz 170052171 c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd
+cifar-100-python.tar.gz 169001437 85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7
+train_32x32.mat 182040794 435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8
+test_32x32.mat 64275384 cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b
+extra_32x32.mat 1329278602 a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3
+"""
 SOURCES = {
-    "cifar-10-binary.tar.gz": Source(
-        _TORONTO + "cifar-10-binary.tar.gz",
-        170052171,
-        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-    ),
-    "cifar-100-python.tar.gz": Source(
-        _TORONTO + "cifar-100-python.tar.gz",
-        169001437,
-        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-    ),
-    "train_32x32.mat": Source(
-        _STANFORD + "train_32x32.mat",
-        182040794,
-        "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
-    ),
-    "test_32x32.mat": Source(
-        _STANFORD + "test_32x32.mat",
-        64275384,
-        "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
-    ),
-    "extra_32x32.mat": Source(
-        _STANFORD + "extra_32x32.mat",
-        1329278602,
-        "a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3",
-    ),
+    name: Source((_STANFORD if name.endswith(".mat") else _TORONTO) + name, int(num_bytes), sha256)
+    for name, num_bytes, sha256 in map(str.split, _FILES.splitlines())
 }
 
 
 def fetch(file_name, folder):
-    """Downloads one official file into a folder, unless it is already there.
-
-    Args:
-      file_name: a key of SOURCES.
-      folder: created if missing.
-
-    Returns:
-      The path of the file.
+    """Downloads one official file, a key of SOURCES, into a folder, unless it is already there; returns its
+    path.
 
     Raises:
-      FileNotFoundError: the server cannot be reached or stopped early; names address, path and hash
-        for fetching by hand.
+      FileNotFoundError: the server cannot be reached or stopped early; names address, path and hash for
+        fetching by hand.
       ValueError: what was received is not the official file; it is deleted.
     """
     source, target = SOURCES[file_name], pathlib.Path(folder) / file_name

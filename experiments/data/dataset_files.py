@@ -30,17 +30,9 @@ class Arrays(NamedTuple):
 
 
 def read_svhn(data_dir, with_extra):
-    """Reads SVHN (cropped digits, MATLAB files); label 10 of the files is digit 0.
+    """Reads SVHN (cropped digits, MATLAB files), uint8 [N, 32, 32, 3]; label 10 of the files is digit 0.
 
-    Args:
-      data_dir: folder with train_32x32.mat and test_32x32.mat.
-      with_extra: appends extra_32x32.mat to the training part where that file lies in the folder.
-
-    Returns:
-      Arrays with images uint8 [N, 32, 32, 3].
-
-    Raises:
-      FileNotFoundError, ValueError: see the module.
+    `with_extra` appends extra_32x32.mat to the training part where it lies in the folder.
     """
     data_dir = pathlib.Path(data_dir)
     paths = [data_dir / f"{part}_32x32.mat" for part in ("train", "test", "extra")]
@@ -73,17 +65,10 @@ def _read_mat(path):
 
 
 def read_npz(path):
-    """Reads a custom set: {train,test}_{images,labels}, or images and labels alone.
+    """Reads a custom set: {train,test}_{images,labels}, or images and labels alone, without a test part.
 
-    Args:
-      path: `.npz` with images uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1] (grey is repeated to
-        three channels) and integer labels [N] from 0.
-
-    Returns:
-      Arrays; test_images and test_labels are None where the file has only images and labels.
-
-    Raises:
-      FileNotFoundError, ValueError: see the module.
+    Images are uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1] (grey is repeated to three channels), labels [N]
+    integers from 0.
     """
     path = pathlib.Path(path)
     if not path.is_file():

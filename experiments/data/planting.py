@@ -10,10 +10,7 @@ from dada import ops
 
 
 def parse(text: str | None) -> tuple[str, float | None] | None:
-    """Reads NAME or NAME:VALUE; None for no text.
-
-    Returns:
-      (op, value), the value None where none was given.
+    """Reads NAME or NAME:VALUE as (op, value or None); None for no text.
 
     Raises:
       ValueError: no op has that name, it is drawn at random, or the value is no finite number.

@@ -1,7 +1,8 @@
 """Figures made of numbers: the curves of a search or a training, and the distribution that was learned.
 
-Contract: arrays in, matplotlib figures out; no file is touched. To be called inside `figure_style.style()`.
-R ops, T logged steps. A distribution is a `policy_space.Parameters` of probabilities and levels.
+Contract: arrays in, matplotlib figures out; no file is touched. To be called inside `figure_style.style()`. R
+ops, T logged steps. A distribution is a `policy_space.Parameters` of probabilities and levels; `planted` is
+the name of the planted op, or None.
 """
 
 import matplotlib
@@ -19,15 +20,8 @@ _LEADING = len(figure_style.SERIES)
 def curves(title, metrics, op_names, initial_mass, planted=None):
     """Draws losses, accuracies, entropy, temperature (if it changes) and op mass over the steps.
 
-    Args:
-      title: title of the page.
-      metrics: mapping from name to float [T], with "step"; "op_mass" [T, R].
-      op_names: R names.
-      initial_mass: [R], before the first step.
-      planted: name of the planted op, or None.
-
-    Returns:
-      matplotlib Figure.
+    `metrics` has float [T] by name, "step" among them, and "op_mass" [T, R], which starts from `initial_mass`
+    [R].
     """
     temperature = metrics.get("temperature", np.zeros(1))  # not of every method
     is_annealed = np.nanmax(temperature) > np.nanmin(temperature)
@@ -67,21 +61,14 @@ def curves(title, metrics, op_names, initial_mass, planted=None):
 def training_curves(title, metrics, best):
     """Draws loss, error and learning rate of a training over its epochs.
 
-    Args:
-      title: title of the page.
-      metrics: mapping from name to float [E], with "epoch".
-      best: index of the epoch with the best test accuracy.
-
-    Returns:
-      matplotlib Figure.
+    `metrics` has float [E] by name, "epoch" among them; `best` is the index of the epoch with the best test
+    accuracy.
     """
     figure = figure_style.titled(title, 3.0)
     loss, error, rate = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
     epochs = metrics["epoch"]
-    for split, color, label in (
-        ("train", figure_style.TRAIN, "training (augmented)"),
-        ("test", figure_style.VALID, "test"),
-    ):
+    lines = ("train", figure_style.TRAIN, "training (augmented)"), ("test", figure_style.VALID, "test")
+    for split, color, label in lines:
         _line(loss, epochs, metrics[f"{split}_loss"], color, label)
         _line(error, epochs, 100.0 * (1.0 - metrics[f"{split}_accuracy"]), color, label)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside upper right", ncols=2, handlelength=1.2)
@@ -103,13 +90,7 @@ def training_curves(title, metrics, best):
 def leading_lines(axes, steps, values, labels, is_planted, start):
     """Draws the lines that end highest in colour, the others faintly, and the value at the start.
 
-    Args:
-      axes: matplotlib Axes.
-      steps: [T].
-      values: [T, N].
-      labels: N texts.
-      is_planted: N bools, whether a line is that of the planted op.
-      start: (value, label).
+    `values` is [T, N] with N labels and N bools `is_planted`; `start` is (value, label).
     """
     order = np.argsort(-values[-1], kind="stable")
     for index in order[_LEADING:]:
@@ -143,16 +124,8 @@ def _noisy_line(axes, steps, values, color, label):
 def learned_policy(title, space, distribution, policy_mass, initial_mass, planted=None):
     """Draws op mass, probability and level of every op and, for pairs, the weights of all pairs.
 
-    Args:
-      title: title of the page.
-      space: the SearchSpace, R rows.
-      distribution: policy_space.Parameters of probabilities and levels.
-      policy_mass: [R], expected applications per image under the policy file, which keeps the heaviest pairs.
-      initial_mass: [R], the same under the distribution before the first step.
-      planted: name of the planted op, or None.
-
-    Returns:
-      matplotlib Figure.
+    `policy_mass` [R] is the expected applications per image under the policy file, which keeps the heaviest
+    pairs; `initial_mass` [R] the same under the distribution before the first step.
     """
     num_ops = len(space.rows)
     is_pairs = _is_pairs(distribution)
@@ -160,10 +133,8 @@ def learned_policy(title, space, distribution, policy_mass, initial_mass, plante
     mass = np.sum(entries[0] * entries[1], axis=0)
     order = np.argsort(-mass, kind="stable")
     names = [space.rows[index].name for index in order]
-    bars_height = 1.5 + 0.19 * num_ops
-    map_height = 1.2 + 0.23 * num_ops
-    height = bars_height + (map_height if is_pairs else 0)
-    figure = figure_style.titled(title, height)
+    bars_height, map_height = 1.5 + 0.19 * num_ops, 1.2 + 0.23 * num_ops
+    figure = figure_style.titled(title, bars_height + (map_height if is_pairs else 0))
     if is_pairs:
         upper, lower = figure.subfigures(2, 1, height_ratios=[bars_height, map_height])
         _pair_map(lower, names, _pair_matrix(distribution, order))
@@ -191,9 +162,8 @@ def learned_policy(title, space, distribution, policy_mass, initial_mass, plante
     for panel in (application, level):
         panel.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
         panel.axvline(0.5, color=figure_style.INK, linewidth=1.2, zorder=0.5)  # where all start
-        panel.tick_params(axis="y", length=0)
-    bars.tick_params(axis="y", length=0)
     for panel in (bars, application, level):
+        panel.tick_params(axis="y", length=0)
         panel.grid(axis="y", visible=False)
     return figure
 
@@ -205,9 +175,8 @@ def _mass_bars(axes, names, mass, policy_mass, initial_mass, planted):
     axes.barh(lines[is_planted], mass[is_planted], color=figure_style.HIGHLIGHT, height=0.7)
     (file,) = axes.plot(policy_mass, lines, "D", **figure_style.HOLLOW, label="policy file")
     # One tick per bar: the start differs between ops in some policy spaces.
-    start = axes.vlines(
-        initial_mass, lines - 0.5, lines + 0.5, color=figure_style.INK, linewidth=1.2, label="at the start"
-    )
+    style = {"color": figure_style.INK, "linewidth": 1.2, "label": "at the start"}
+    start = axes.vlines(initial_mass, lines - 0.5, lines + 0.5, **style)
     axes.set_yticks(lines, [f"{name} (planted)" if name == planted else name for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set(title="Op mass", xlabel="expected applications per image")
@@ -285,8 +254,7 @@ def _pair_map(figure, names, matrix):
     scale.outline.set_visible(False)
     scale.locator = MaxNLocator(4)
     ranked = np.argsort(-np.nan_to_num(matrix), axis=None, kind="stable")[:5]
-    lines = ["Heaviest pairs"]
-    for first, second in zip(*np.unravel_index(ranked, matrix.shape)):
-        lines.append(f"{matrix[first, second]:.3f}  {names[first]} + {names[second]}")
-    text = "\n".join(lines)
+    places = zip(*np.unravel_index(ranked, matrix.shape))
+    lines = [f"{matrix[pair]:.3f}  {names[pair[0]]} + {names[pair[1]]}" for pair in places]
+    text = "\n".join(["Heaviest pairs", *lines])
     axes.text(0, 0, text, transform=axes.transAxes, va="bottom", fontsize=8, linespacing=1.4)

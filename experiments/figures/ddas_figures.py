@@ -17,12 +17,7 @@ from experiments.figures import chart_figures, figure_style, finished_search
 
 
 def draw(run: finished_search.FinishedSearch, what: str) -> dict[str, Figure]:
-    """Returns the figures by name.
-
-    Args:
-      run: a finished search of DDAS.
-      what: which search it is, for the titles.
-    """
+    """Returns the figures of a finished search of DDAS by name; `what` says in titles which it is."""
     return {"policy": _candidates(run, what), "p_tp": _p_tp(run, what)}
 
 
@@ -40,13 +35,8 @@ def _p_tp(run, what):
     axes = figure.subplots()
     epochs = run.metrics["step"] / run.summary["steps_per_epoch"]
     axes.plot(epochs, run.metrics["p_tp"], color=figure_style.TRAIN, label="search, after every step")
-    axes.plot(
-        _epoch_times(run),
-        run.policy.content.p_tp,
-        "o",
-        **figure_style.HOLLOW,
-        label="policy file, an entry per epoch",
-    )
+    style = {**figure_style.HOLLOW, "label": "policy file, an entry per epoch"}
+    axes.plot(_epoch_times(run), run.policy.content.p_tp, "o", **style)
     axes.axhline(run.summary["p_tp_initial"], label="at the start", **figure_style.START_LINE)
     axes.set(xlabel="epoch of the search", ylabel="p_tp", ylim=(0, 1.02), xlim=(0, 1.02 * epochs[-1]))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
@@ -59,8 +49,7 @@ def _candidates(run, what):
     content = run.policy.content
     planted = run.planted.name if run.planted else None
     map_height = 0.9 + 0.19 * num_ops
-    title = f"The {len(content.row)} candidate ops, p_o: {what}"
-    figure = figure_style.titled(title, map_height + 3.0)
+    figure = figure_style.titled(f"The {len(content.row)} candidate ops, p_o: {what}", map_height + 3.0)
     upper, lower = figure.subfigures(2, 1, height_ratios=[map_height, 3.0])
     shown = sorted({0, (len(content.p_o) - 1) // 2, len(content.p_o) - 1})
     panels = upper.subplots(1, len(shown), sharey=True, squeeze=False)[0]

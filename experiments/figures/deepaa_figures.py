@@ -32,12 +32,7 @@ _COLORS = dict(zip((*_BASE_OPS, *ops.RANDOM_OPS), matplotlib.colormaps["tab20"].
 def operations(title: str, shown: dict[str, policies.Policy]) -> Figure:
     """Draws a stacked bar for each layer, ops from the bottom in the order of the search space.
 
-    Args:
-      title: title of the page.
-      shown: by the name that stands above the panel; ops are told apart by name.
-
-    Returns:
-      matplotlib Figure.
+    `shown` has the policies by the name that stands above their panel; ops are told apart by name.
     """
     figure = figure_style.titled(title, 4.2, _PADS)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
@@ -54,22 +49,16 @@ def operations(title: str, shown: dict[str, policies.Policy]) -> Figure:
         panel.set_xlim(0.5, max(len(layers), _LAYERS_SHOWN) + 0.5)
         panel.grid(axis="x", visible=False)
     panels[0].set_ylabel("share of the layer (%)")
-    figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=6, handlelength=1, columnspacing=1.4
-    )
+    layout = {"loc": "outside lower center", "ncols": 6, "handlelength": 1, "columnspacing": 1.4}
+    figure.legend(handles.values(), handles, **layout)
     return figure
 
 
 def magnitudes(title: str, policy: policies.Policy) -> Figure:
     """Draws the distribution of the level of every op with a magnitude, given the op, in every layer.
 
-    Args:
-      title: title of the page.
-      policy: of kind "layers".
-
-    Returns:
-      matplotlib Figure. The bars of an op in a layer add up to 1; they are pale where the op is rarer than an
-      action of a uniform layer.
+    The bars of an op in a layer add up to 1; they are pale where the op is rarer than an action of a uniform
+    layer.
     """
     space, content = policies.space(policy), policy.content
     rows = [index for index, row in enumerate(space.rows) if row.unit]
@@ -82,10 +71,8 @@ def magnitudes(title: str, policy: policies.Policy) -> Figure:
         levels = content.level[member]
         for layer, panel in enumerate(axes[line]):
             weight = content.probability[layer, member] / share[layer, row]
-            is_common = share[layer, row] >= 1 / len(content.row)
-            panel.bar(
-                np.arange(len(levels)), weight, 0.8, color=_color(op.name), alpha=1.0 if is_common else 0.35
-            )
+            alpha = 1.0 if share[layer, row] >= 1 / len(content.row) else 0.35
+            panel.bar(np.arange(len(levels)), weight, 0.8, color=_color(op.name), alpha=alpha)
             panel.grid(visible=False)
             panel.set_xticks([])
             panel.tick_params(axis="y", labelsize=figure_style.SMALL, length=2)
@@ -109,11 +96,7 @@ def magnitudes(title: str, policy: policies.Policy) -> Figure:
 def curves(title: str, metrics: dict[str, np.ndarray], op_names: list[str], planted: str | None) -> Figure:
     """Draws cosine, probability of Identity, entropy and the shares of the leading ops over the steps.
 
-    Args:
-      title: title of the page.
-      metrics: by name, float [T] each, op_mass [T, R]; all of the layer that a step searches.
-      op_names: R names.
-      planted: name of the planted op, or None.
+    `metrics` has float [T] by name and op_mass [T, R], all of the layer that a step searches.
     """
     figure = figure_style.titled(title, 4.6, _PADS)
     upper, lower = figure.subplots(2, 1)
@@ -146,9 +129,8 @@ def _by_layer(axes, metrics, values, color, label):
     """A line that is interrupted between layers."""
     for number in np.unique(metrics["layer"]):
         is_layer = metrics["layer"] == number
-        axes.plot(
-            metrics["step"][is_layer], values[is_layer], color=color, label=label if number == 1 else None
-        )
+        style = {"color": color, "label": label if number == 1 else None}
+        axes.plot(metrics["step"][is_layer], values[is_layer], **style)
 
 
 def draw_run(run_path: str | os.PathLike) -> list[pathlib.Path]:

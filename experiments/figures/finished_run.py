@@ -15,14 +15,10 @@ def draw(
     dataset: datasets.Dataset | None = None,
     planted_valid_images: np.ndarray | None = None,
 ) -> list[pathlib.Path]:
-    """Draws a training, or a search of any method; of DeepAA the training of its proxy too.
+    """Draws a training, or a search of any method; of DeepAA the training of its proxy too. Returns the
+    paths.
 
-    Args:
-      run_path: run folder.
-      dataset, planted_valid_images: what a search has at hand; as in `search_figures.draw`.
-
-    Returns:
-      Paths of the figures.
+    `dataset` and `planted_valid_images` are what a search has at hand, as in `search_figures.draw`.
 
     Raises:
       FileNotFoundError: not a run folder, a run that has not finished, or missing data files.

@@ -21,35 +21,18 @@ _LABEL = 0.78  # width of the labels left of a row
 
 
 class Block(NamedTuple):
-    """A titled grid of images with one size of cell.
-
-    Attributes:
-      title: what is seen.
-      images: rows of columns, uint8 [H, W, 3] each; None leaves a cell blank.
-      row_labels: one per row, or empty.
-      column_labels: one per column, or empty.
-      captions: one per cell, below it, of up to `caption_lines` lines; or empty.
-      caption_lines: height that is kept free below every row.
-    """
+    """A titled grid of images with one size of cell."""
 
     title: str
-    images: list[list[np.ndarray | None]]
+    images: list[list[np.ndarray | None]]  # rows of columns, uint8 [H, W, 3]; None leaves a cell blank
     row_labels: tuple[str, ...] = ()
     column_labels: tuple[str, ...] = ()
-    captions: tuple[tuple[str, ...], ...] = ()
-    caption_lines: int = 0
+    captions: tuple[tuple[str, ...], ...] = ()  # below each cell, of up to `caption_lines` lines
+    caption_lines: int = 0  # height that is kept free below every row
 
 
 def image_grid(title: str, blocks: list[Block]):
-    """Draws blocks of images below each other.
-
-    Args:
-      title: title of the page.
-      blocks: all with the same number of columns.
-
-    Returns:
-      matplotlib Figure.
-    """
+    """Draws blocks of images, all with the same number of columns, below each other."""
     columns = max(len(row) for block in blocks for row in block.images)
     # Few columns get no larger images than seven would: a page of two classes stays a page.
     width = (figure_style.PAGE_WIDTH - 2 * _MARGIN - _LABEL) / max(columns, 7) - _GAP
@@ -85,30 +68,18 @@ def image_grid(title: str, blocks: list[Block]):
 
 
 class OpImages(NamedTuple):
-    """An image after one op.
-
-    Attributes:
-      row: row of the search space.
-      values: physical value at each level, the positive side of a mirrored op; one for no magnitude.
-      images: uint8 [H, W, 3] for each value.
-    """
+    """An image after one op, a row of the search space."""
 
     row: ops.OpRow
-    values: list[float]
-    images: list[np.ndarray]
+    values: list[float]  # physical, at each level, the positive side of a mirrored op; one for no magnitude
+    images: list[np.ndarray]  # uint8 [H, W, 3] for each value
 
 
 def ops_sheet(title: str, original: np.ndarray, heads: tuple[str, ...], sheet: list[OpImages]):
-    """Draws all ops of a search space: those with a magnitude over their levels, then the others once.
+    """Draws all ops of a search space, in its order: those with a magnitude over their levels, then the
+    others once.
 
-    Args:
-      title: title of the page.
-      original: uint8 [H, W, 3].
-      heads: of the columns.
-      sheet: one per row of the search space, in order.
-
-    Returns:
-      matplotlib Figure.
+    `original` is uint8 [H, W, 3]; `heads` are those of the columns.
     """
     over_levels = [op for op in sheet if op.row.unit]
     once = [op for op in sheet if not op.row.unit]
@@ -131,15 +102,13 @@ def ops_sheet(title: str, original: np.ndarray, heads: tuple[str, ...], sheet: l
         left = _MARGIN + block * (block_width + between)
         y = levels_top + line * row_height
         axes.text(left, y + height / 2 - 0.04, op.row.name, fontsize=8)
-        note = figure_style.unit_text(op.row)
-        _small(axes, left, y + height / 2 + 0.1, note, color=figure_style.NEUTRAL)
+        _small(axes, left, y + height / 2 + 0.1, figure_style.unit_text(op.row), color=figure_style.NEUTRAL)
         for column, (value, image) in enumerate(zip(op.values, op.images)):
             x = left + label + column * (width + _GAP / 2)
             if line == 0:
                 _small(axes, x + width / 2, y - 0.04, heads[column], ha="center")
             _place(axes, image, x, y, width, height)
-            text = figure_style.value_text(op.row, value)
-            _caption(axes, x + width / 2, y + height, text)
+            _caption(axes, x + width / 2, y + height, figure_style.value_text(op.row, value))
 
     axes.text(_MARGIN, once_top - 0.12, "Without a level:", va="center")
     step = (figure_style.PAGE_WIDTH - 2 * _MARGIN) / per_line

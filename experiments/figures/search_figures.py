@@ -32,10 +32,7 @@ _CLASS_NAMES = {
         *("T-shirt", "Trousers", "Pullover", "Dress", "Coat"),
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
-    "cifar10": (
-        *("airplane", "automobile", "bird", "cat", "deer"),
-        *("dog", "frog", "horse", "ship", "truck"),
-    ),
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 
 
@@ -44,27 +41,20 @@ def draw(
     dataset: datasets.Dataset | None = None,
     planted_valid_images: np.ndarray | None = None,
 ) -> list[pathlib.Path]:
-    """Draws all figures of a finished search into its folder.
+    """Draws all figures of a finished search into its folder; returns their paths.
 
     Args:
-      run_path: run folder.
       dataset: the data set of the run; None loads it as the flags of the run say.
       planted_valid_images: uint8 [V, H, W, 3], the validation images of the run after the planted op, in the
         order of `datasets.search_split`; None applies the op here.
 
-    Returns:
-      Paths of the figures.
-
-    Raises:
-      FileNotFoundError: not a run folder, a run that has not finished, or missing data files.
-      ValueError: a file does not hold what a search writes.
+    Raises: as `finished_run.draw`.
     """
     run = finished_search.read(run_path)
     if dataset is None:
         size = run.flags.get("image_size")
-        dataset = datasets.load(
-            run.flags["dataset"], run.flags.get("data_dir"), image_size=size and int(size)
-        )
+        size = size and int(size)
+        dataset = datasets.load(run.flags["dataset"], run.flags.get("data_dir"), image_size=size)
     folder = run_folder.RunFolder(run.path).figures_path
     planted_name = run.planted.name if run.planted else None
     method = f"{run.policy.method or 'search'} {run.policy.preset or ''}".strip()
@@ -84,16 +74,9 @@ def draw(
 
 
 def _dada_figures(run, what):
-    return {
-        "policy": chart_figures.learned_policy(
-            f"The policy at step {run.metrics['step'][-1]:.0f}: {what}",
-            run.space,
-            run.distribution,
-            run.policy_mass,
-            run.initial_mass,
-            run.planted.name if run.planted else None,
-        )
-    }
+    title = f"The policy at step {run.metrics['step'][-1]:.0f}: {what}"
+    masses, planted = (run.policy_mass, run.initial_mass), run.planted.name if run.planted else None
+    return {"policy": chart_figures.learned_policy(title, run.space, run.distribution, *masses, planted)}
 
 
 _METHOD_FIGURES = {"dada": _dada_figures, "ddas": ddas_figures.draw}
@@ -127,13 +110,9 @@ def _sample_images(dataset, planted, planted_valid_images):
             raise ValueError(f"planted_valid_images: got {len(planted_valid_images)}, expected {len(valid)}")
         else:
             after = np.asarray(planted_valid_images)[position]
-        blocks.append(
-            image_figures.Block(
-                f"Validation images, on which {planted.text} is planted",
-                [list(before), list(np.asarray(after))],
-                ("as they are", "as used"),
-            )
-        )
+        title = f"Validation images, on which {planted.text} is planted"
+        rows = [list(before), list(np.asarray(after))]
+        blocks.append(image_figures.Block(title, rows, ("as they are", "as used")))
     return image_figures.image_grid(f"Images of {pathlib.Path(dataset.name).name}", blocks)
 
 
@@ -176,14 +155,8 @@ def _ops(run, dataset):
     cells = [(row, level) for row, levels in enumerate(levels_of) for level in levels]
     row, level = (np.array(column) for column in zip(*cells))
     center = np.broadcast_to(np.array(image.shape[:2]) / 2, (len(cells), 1, 2))
-    draws = augment.assemble_draws(
-        run.space,
-        row[:, None],
-        np.ones((len(cells), 1), bool),
-        level[:, None],
-        np.ones((len(cells), 1)),
-        center,
-    )
+    ones = np.ones((len(cells), 1))
+    draws = augment.assemble_draws(run.space, row[:, None], ones.astype(bool), level[:, None], ones, center)
     after = _augment(np.stack([image] * len(cells)), draws)
     values = np.asarray(draws.value)[:, 0]
     sheet = [

@@ -51,9 +51,8 @@ def draw(
                 continue
             runs, cost = part.subplots(1, 2, width_ratios=[1.3, 1])
             _runs_panel(runs, of_column)
-            _cost_panel(
-                cost, definition, of_column, "Cost of the search", (3.1, _HEIGHTS["row"] * len(of_column))
-            )
+            size = 3.1, _HEIGHTS["row"] * len(of_column)
+            _cost_panel(cost, definition, of_column, "Cost of the search", size)
         for index, part in enumerate(parts[len(run) :]):
             part.suptitle("Not run here: values of the papers", x=0.015, ha="left", fontsize=9)
             chunk = papers[index * beside : (index + 1) * beside]
@@ -122,9 +121,8 @@ def _cost_panel(axes, definition, cells, title, size):
             continue
         # A published policy cost what its paper says.
         hours = cell.search_hours if cell.row.search is not None else cell.paper_hours or 0.0
-        axes.errorbar(
-            hours, cell.last.mean, yerr=cell.last.deviation, fmt="o", color=_color(cell), markersize=4.5
-        )
+        style = {"fmt": "o", "color": _color(cell), "markersize": 4.5}
+        axes.errorbar(hours, cell.last.mean, yerr=cell.last.deviation, **style)
         labels.append((hours, cell.last.mean, str(number)))
     axes.set_xscale("symlog", linthresh=0.05, linscale=0.6)
     most = max(max(hours for hours, _, _ in labels), 0.5)

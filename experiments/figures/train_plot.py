@@ -12,9 +12,7 @@ from experiments.runs import run_folder
 def draw(run_path: str | os.PathLike) -> list[pathlib.Path]:
     """Draws loss, error and learning rate over the epochs; returns the paths of the figures.
 
-    Raises:
-      FileNotFoundError: not a run folder, or a run that has not finished.
-      ValueError: a file does not hold what a training writes.
+    Raises: as `finished_run.draw`.
     """
     summary, lines = run_folder.read_summary(run_path), run_folder.read_metrics(run_path)
     if "recipe" not in summary or not lines:

@@ -61,12 +61,8 @@ def pillow_loop(images: np.ndarray, draws: ops.Draws) -> Callable[[], np.ndarray
     """The same draws in a loop over images; what the draws say is looked up beforehand."""
     op, value, center = (np.asarray(leaf) for leaf in draws)
     calls = [
-        [
-            functools.partial(verify_ops.PILLOW[ops.OPS[o]], v=v, c=c)
-            for o, v, c in zip(op_ids, values, centers)
-            if o
-        ]
-        for op_ids, values, centers in zip(op, value, center)
+        [functools.partial(verify_ops.PILLOW[ops.OPS[o]], v=v, c=c) for o, v, c in zip(*of_image) if o]
+        for of_image in zip(op, value, center)
     ]
 
     def run():
@@ -110,12 +106,9 @@ def contenders(images: np.ndarray, draws: ops.Draws) -> dict[str, Callable[[], A
 
 
 def run(images: np.ndarray, batch_size: int, seed: int) -> dict[str, Any]:
-    """Measures all numbers of ops and sizes of images.
+    """Measures all numbers of ops and sizes of images, on uint8 [N, H, H, 3] real ones.
 
-    Args:
-      images: uint8 [N, H, H, 3], real ones.
-      batch_size: images of the small side at once.
-      seed: of the draws.
+    `batch_size` is that of images of the small side.
 
     Returns:
       By "opsK_SxS": images per second of all contenders, and how many times as fast ours is as each. On an

@@ -25,12 +25,7 @@ def check(names: list[str]) -> None:
 
 
 def run(names: list[str], folder: pathlib.Path, seed: int) -> dict[str, Any]:
-    """Searches with every op planted.
-
-    Args:
-      names: of the ops.
-      folder: for the run folders, OP_PRESET.
-      seed: of the searches.
+    """Searches with every op planted; the run folders are FOLDER/OP_PRESET.
 
     Returns:
       By op and preset: steps and seconds until the op leads to the end, None where it does not, and of the

@@ -12,11 +12,7 @@ MODELS = ("wrn_10_1", "wrn_40_2", "wrn_28_10")
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """All tables of a run.
-
-    Args:
-      results: content of benchmark.json: environment, settings, and the parts that were run.
-    """
+    """All tables of a run, from the content of benchmark.json: environment, settings and parts that were run."""
     environment = results["environment"]
     is_cpu = environment["platform"] == "cpu"
     versions = ", ".join(f"{name} {environment[name]}" for name in ("python", "jax", "jaxlib", "pillow"))
@@ -45,9 +41,8 @@ def markdown(results: dict[str, Any]) -> str:
 def device(environment: dict[str, Any]) -> str:
     """The device that everything ran on, and of how many: "NVIDIA H200 (gpu), one of 8"."""
     count = environment["device_count"]
-    return f"{environment['device_kind']} ({environment['platform']})" + (
-        f", one of {count}" if count > 1 else ""
-    )
+    one_of = f", one of {count}" if count > 1 else ""
+    return f"{environment['device_kind']} ({environment['platform']}){one_of}"
 
 
 def is_case(name: str) -> bool:
@@ -72,10 +67,8 @@ def _augment(part, is_cpu):
         cells = [case_title(name), str(case["batch_size"]), f"{case['ops_applied_per_image']:.2f}"]
         cells += [_number(case[f"ratio_to_{other}"]) for other in ("pillow", "vmap_switch")]
         if not is_cpu:
-            cells += [
-                _number(case[f"{contender}images_per_second"])
-                for contender in ("", "pillow_", "vmap_switch_")
-            ]
+            ways = ("", "pillow_", "vmap_switch_")
+            cells += [_number(case[f"{way}images_per_second"]) for way in ways]
             share = case.get("share_of_training_step")
             cells.append("–" if share is None else _percent(share))
         rows.append(cells)
@@ -116,14 +109,9 @@ def _steps(part, is_cpu):
     ]
     heads = ["network", "peak memory, MB", "says", "cached over cold compilation"]
     heads += [] if is_cpu else ["compilation cold, s", "cached, s", "plain step, ms"]
-    return (
-        lines
-        + _table(heads, [_start_line(name, dada, is_cpu) for name in names])
-        + [
-            "",
-            "Memory and compilation of the exact DADA step. Cached: found in a folder of compiled programs.",
-        ]
-    )
+    lines += _table(heads, [_start_line(name, dada, is_cpu) for name in names])
+    about = "Memory and compilation of the exact DADA step. Cached: found in a folder of compiled programs."
+    return [*lines, "", about]
 
 
 def _cost_line(name, costs, columns):
@@ -131,11 +119,8 @@ def _cost_line(name, costs, columns):
     if cost is None:
         return [_model(name), "–", NOT_RUN, *(["–"] * len(columns))]
     sizes = [cost["batch_size"], cost["valid_batch_size"]]
-    return [
-        _model(name),
-        " + ".join(map(str, sizes)),
-        *(f"{cost[key]:.2f}" for key in ("plain_steps", *columns)),
-    ]
+    numbers = [f"{cost[key]:.2f}" for key in ("plain_steps", *columns)]
+    return [_model(name), " + ".join(map(str, sizes)), *numbers]
 
 
 def _start_line(name, dada, is_cpu):

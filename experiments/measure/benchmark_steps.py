@@ -39,16 +39,10 @@ def ddas_operation_count(batch_size: int, valid_size: int, num_policies: int, dr
     """Operations of a DDAS step over those of a plain step, in passes of one image.
 
     A forward pass is 1, a backward pass and the tangents of a forward pass 2 each. With m = L-hat + 1 copies
-    of b images and v validation images, a plain step is 3 b and
+    (`num_policies` is L-hat) of b images and v validation images, a plain step is 3 b and
 
       batch   3 m b + 3 v   a gradient for each copy, and the validation gradient
       image   5 m b + 3 v   one gradient of the mixture, tangents of all copies, and the validation gradient
-
-    Args:
-      batch_size: b.
-      valid_size: v.
-      num_policies: L-hat.
-      draws: "batch" or "image".
     """
     copies = (num_policies + 1) * batch_size
     return ({"batch": 3, "image": 5}[draws] * copies + 3 * valid_size) / (3 * batch_size)
@@ -105,10 +99,8 @@ def _measure(
     }
     peak = benchmark_timing.peak_memory()
     programs, seconds_compile = {}, {}
-    for name, step in {
-        **steps,
-        "plain": functools.partial(search_loop.plain_step, method, first, sizes),
-    }.items():
+    plain = functools.partial(search_loop.plain_step, method, first, sizes)
+    for name, step in {**steps, "plain": plain}.items():
         programs[name], seconds_compile[name] = benchmark_timing.compiled_steps(step, state, key, data)
         if name == "plain_steps":
             jax.block_until_ready(programs[name](state, key, data))
@@ -116,12 +108,8 @@ def _measure(
             # Nothing that is in memory: the compiler's work is found in the folder of compiled programs.
             jax.clear_caches()
             _, seconds_cached = benchmark_timing.compiled_steps(step, state, key, data)
-    seconds = benchmark_timing.alternating(
-        {name: functools.partial(program, state, key, data) for name, program in programs.items()},
-        rounds=_ROUNDS,
-        label=label,
-        least_seconds=0.0,
-    )
+    calls = {name: functools.partial(program, state, key, data) for name, program in programs.items()}
+    seconds = benchmark_timing.alternating(calls, rounds=_ROUNDS, label=label, least_seconds=0.0)
     return {
         "batch_size": sizes[0],
         "valid_batch_size": sizes[1],
@@ -144,26 +132,17 @@ def _deepaa(name: str, dataset: datasets.Dataset, data: search_loop.Data, seed: 
     step = jax.jit(deepaa.step, static_argnums=0) if compiled_loop.scans() else deepaa.step
     state = deepaa.init(jax.random.key(seed), config, params, batch_stats)
     tables = tuple(deepaa_run.class_table(np.asarray(half.labels), dataset.num_classes) for half in data)
-    points = deepaa_run.batches(
-        jax.random.key(seed),
-        data,
-        tables,
-        jnp.zeros((), jnp.int32),
-        num_points=_DEEPAA_POINTS,
-        num_valid=_DEEPAA_VALID,
-    )
+    sizes = {"num_points": _DEEPAA_POINTS, "num_valid": _DEEPAA_VALID}
+    points = deepaa_run.batches(jax.random.key(seed), data, tables, jnp.zeros((), jnp.int32), **sizes)
     plain_config = _dada_configs(network)["plain_steps"]
     plain_state = dada.init(jax.random.key(seed), plain_config, params, batch_stats)
     sizes = (_DEEPAA_BATCH, _DEEPAA_BATCH)
     plain_step = functools.partial(search_loop.plain_step, dada_method.CORRECTED, plain_config, sizes)
     arguments = (plain_state, jax.random.key(seed), data)
     plain, _ = benchmark_timing.compiled_steps(plain_step, *arguments)
-    seconds = benchmark_timing.alternating(
-        {"search": lambda: step(config, state, *points), "plain": lambda: plain(*arguments)},
-        rounds=_ROUNDS,
-        label=f"steps deepaa {name}",
-        least_seconds=0.0,
-    )
+    calls = {"search": lambda: step(config, state, *points), "plain": lambda: plain(*arguments)}
+    label = f"steps deepaa {name}"
+    seconds = benchmark_timing.alternating(calls, rounds=_ROUNDS, label=label, least_seconds=0.0)
     plain_seconds = seconds["plain"] / benchmark_timing.steps_at_once()
     return {
         "batch_size": _DEEPAA_BATCH,
@@ -190,15 +169,11 @@ def _ddas(costs: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(batch_sizes: dict[str, int], dataset: datasets.Dataset, seed: int) -> dict[str, Any]:
-    """Measures the steps of all methods on both halves of a data set.
+    """Measures the steps of all methods, with the training half and the validation half of a data set as in a
+    search.
 
-    Args:
-      batch_sizes: of DADA, training and validation, by network.
-      dataset: images and labels; the training half and the validation half are those of a search.
-      seed: of weights, batches and draws.
-
-    Returns:
-      By method and network; costs in plain steps, with the sizes that they were measured at.
+    `batch_sizes` are those of DADA, training and validation, by network. Returns, by method and network,
+    costs in plain steps, with the sizes that they were measured at.
     """
     data = search_loop.to_device(dataset, *datasets.search_split(dataset))
     results = {"dtype": "float32", "dada": {}, "ddas": {}, "deepaa": {}}

@@ -16,23 +16,14 @@ import tqdm
 from experiments.runs import compiled_loop
 
 STEPS_AT_ONCE = 16  # on an accelerator, where steps are scanned
-_LEAST_SECONDS = 0.1
 
 
 def alternating(
-    contenders: dict[str, Callable[[], Any]],
-    *,
-    rounds: int,
-    label: str,
-    least_seconds: float = _LEAST_SECONDS,
+    contenders: dict[str, Callable[[], Any]], *, rounds: int, label: str, least_seconds: float = 0.1
 ) -> dict[str, float]:
     """Seconds of a call of each contender: medians over rounds in which all take their turn.
 
-    Args:
-      contenders: by name.
-      rounds: turns of each.
-      label: of the progress bar.
-      least_seconds: a turn has as many calls as take this long, and one or more.
+    A turn has as many calls as take `least_seconds`, and one or more; `label` is that of the progress bar.
     """
     repeats = {}
     for name, call in contenders.items():
@@ -64,8 +55,7 @@ def steps_at_once() -> int:
 def compiled_steps(step: Callable, state: Any, *arguments: Any) -> tuple[Callable, float]:
     """Compiles `steps_at_once` steps, (state, *arguments) -> (state, metrics), as a run takes them.
 
-    Returns:
-      (program of the same arguments, seconds that this took).
+    Returns (program of the same arguments, seconds that this took).
     """
 
     def scanned(state, *arguments):
@@ -80,12 +70,9 @@ def peak_memory() -> int | None:
 
 
 def memory(program: Any, peak_before: int | None) -> dict[str, Any]:
-    """Bytes that a program takes, and who says so.
+    """Bytes that a program, which was run since `peak_memory` gave `peak_before`, takes, and who says so.
 
-    Args:
-      program: compiled, and run since `peak_before`.
-      peak_before: `peak_memory` before its first run. The peak is that of the whole process, so it says
-        something of the program only if it rose.
+    The peak is that of the whole process, so it says something of the program only if it rose.
     """
     peak = peak_memory()
     if peak is not None and peak_before is not None and peak > peak_before:

@@ -54,13 +54,8 @@ def training_steps(
 ) -> Callable[[], Any]:
     """`benchmark_timing.steps_at_once` training steps on one batch, compiled; a function without arguments.
 
-    Args:
-      model: name of a network.
-      dtype: in which it computes.
-      policy_name: a shipped policy, or "none".
-      images: uint8 [N, H, W, 3]; the first of them are the batch, repeated if they are too few.
-      batch_size: images in a step.
-      seed: of weights, labels and augmentation.
+    The policy is a shipped one, or "none". The first of `images`, uint8 [N, H, W, 3], are the batch, repeated
+    if they are too few; `seed` is that of weights, labels and augmentation.
     """
     network, model_config = models.by_name(model, _NUM_CLASSES, images.shape[1])
     config = policy_training.Config(
@@ -85,12 +80,9 @@ def training_steps(
 
 
 def run(batch_sizes: dict[str, int], images: np.ndarray, seed: int) -> dict[str, Any]:
-    """Images per second by network and type, and what the policy leaves of them.
+    """Images per second by network and type, and what the policy leaves of them; as `training_steps`.
 
-    Args: as in `training_steps`; the batch sizes by network.
-
-    Returns:
-      By network and type. bfloat16 on accelerators only: a CPU has no arithmetic for it.
+    bfloat16 is measured on accelerators only: a CPU has no arithmetic for it.
     """
     results = {}
     for name, batch_size in batch_sizes.items():
@@ -113,14 +105,9 @@ def run(batch_sizes: dict[str, int], images: np.ndarray, seed: int) -> dict[str,
 
 
 def limits(trained: dict[str, Any], device_kind: str) -> dict[str, Any] | str:
-    """The share of the device's limits that trainings without policy reach.
+    """The share of the device's limits that trainings without policy, from `run`, reach, by network and type.
 
-    Args:
-      trained: from `run`.
-      device_kind: as JAX gives it.
-
-    Returns:
-      By network and type; a text where the limits of the device are not known.
+    A text where the limits of the device are not known.
     """
     peaks = next((peaks for kind, peaks in PEAKS.items() if kind in device_kind), None)
     if peaks is None:

@@ -174,15 +174,11 @@ def _recovery(row, images, rng):
 
 
 def op_lines(seed: int, images: np.ndarray, names: tuple[str, ...] = ops.OPS) -> Iterator[OpLine]:
-    """Compares ops with Pillow, and tries their level gradients.
+    """Compares ops with Pillow, and tries their level gradients, on real images, uint8 [N, H, H, 3], 500 or
+    more.
 
-    Args:
-      seed: of the artificial images, centres, colours and targets.
-      images: uint8 [N, H, H, 3], real ones, 500 or more.
-      names: ops to look at.
-
-    Yields:
-      A line per op: it passes where no pixel differs and `ENOUGH` of the targets are found.
+    Yields a line per op: it passes where no pixel differs and `ENOUGH` of the targets are found. `seed` is
+    that of the artificial images, centres, colours and targets.
     """
     rows = {row.name: row for row in SPACE.rows}
     for name in names:

@@ -47,19 +47,21 @@ def define(values: flags.FlagValues) -> None:
     add.float("final_temperature", None, "Of relaxed samples, at the end.", lower_bound=1e-3)
 
 
-def unread(settings: Settings) -> tuple[str, ...]:
-    """Flags that these settings leave without effect."""
+def unread(settings: Settings) -> dict[str, str]:
+    """Flags that have no effect, and the flag that makes it so."""
     if settings["preset"] == "official":
-        return (
+        names = (
             *("policy_space", "draws", "control_learning_rate", "share_between_pairs"),
             *("orthogonal_to_clean", "validation_statistics"),
         )
-    is_relax, is_slots = settings["estimator"] == "relax", settings["policy_space"] == "slots"
-    return (
-        *(() if is_relax else ("control_learning_rate",)),
-        *(("temperature", "final_temperature") if settings["estimator"] == "reinforce" else ()),
-        *(("share_between_pairs", "top_k") if is_slots else ()),
-    )
+        return dict.fromkeys(names, "--preset=official")
+    estimator = f"--estimator={settings['estimator']}"
+    names = {} if estimator == "--estimator=relax" else {"control_learning_rate": estimator}
+    if estimator == "--estimator=reinforce":
+        names |= dict.fromkeys(("temperature", "final_temperature"), estimator)
+    if settings["policy_space"] == "slots":
+        names |= dict.fromkeys(("share_between_pairs", "top_k"), "--policy_space=slots")
+    return names
 
 
 def defaults(settings: Settings) -> dict[str, Any]:

@@ -37,12 +37,12 @@ def define(values: flags.FlagValues) -> None:
     add.bool("nesterov", False, "Nesterov's momentum.")
 
 
-def unread(settings: Settings) -> tuple[str, ...]:
-    """Flags that these settings leave without effect."""
-    return (
-        *(("magnitudes",) if settings["preset"] == "official" else ()),  # all at 28, whatever they say
-        *(() if settings["learn_p_tp"] else ("p_tp_learning_rate",)),
-    )
+def unread(settings: Settings) -> dict[str, str]:
+    """Flags that have no effect, and the flag that makes it so."""
+    names = {} if settings["learn_p_tp"] else {"p_tp_learning_rate": "--nolearn_p_tp"}
+    if settings["preset"] == "official":  # all at 28, whatever they say
+        names["magnitudes"] = "--preset=official"
+    return names
 
 
 def defaults(settings: Settings) -> dict[str, Any]:

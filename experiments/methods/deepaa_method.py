@@ -43,10 +43,10 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
-def unread(settings: Settings) -> tuple[str, ...]:
-    """Flags that these settings leave without effect."""
+def unread(settings: Settings) -> dict[str, str]:
+    """Flags that have no effect, and the flag that makes it so."""
     del settings
-    return ("draws",)
+    return {"draws": "--method=deepaa"}
 
 
 def defaults(settings: Settings) -> dict[str, Any]:

@@ -99,8 +99,5 @@ def _help(description, values, shown):
     for name, value in sorted(shown.items()):
         flag = values[name]
         text = ",".join(map(str, value)) if isinstance(value, list) else value
-        choices = (
-            f" One of {', '.join(flag.parser.enum_values)}." if hasattr(flag.parser, "enum_values") else ""
-        )
-        lines.append(f"  --{name}={'' if text is None else text}\n      {flag.help}{choices}")
+        lines.append(f"  --{name}={'' if text is None else text}\n      {flag.help}")
     return "\n".join(lines)

@@ -20,9 +20,8 @@ def user_folder() -> pathlib.Path:
 def use(folder: str | None) -> None:
     """Keeps compiled programs from now on; to be called before anything is compiled.
 
-    Args:
-      folder: None for the one that JAX_COMPILATION_CACHE_DIR names, or else the user's, if it can be made;
-        "" for no folder at all.
+    Without a folder, that of JAX_COMPILATION_CACHE_DIR, or else the user's, if it can be made; "" for none at
+    all.
 
     Raises:
       OSError: the folder that was given cannot be made.

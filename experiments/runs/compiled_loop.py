@@ -22,17 +22,9 @@ def scans() -> bool:
 def shuffled_indices(
     key: jax.Array, step: jax.Array, count: int, size: int, steps_per_pass: int
 ) -> jax.Array:
-    """Images of batch `step` of an endless stream in which every pass has a new random order.
+    """Images, int32 [size], of batch `step` of an endless stream in which every pass has a new random order.
 
-    Args:
-      key: typed key of the stream.
-      step: int scalar, number of the batch.
-      count: images in the data set.
-      size: images in a batch.
-      steps_per_pass: batches in a pass; what they need beyond `count` is taken from the pass's start.
-
-    Returns:
-      int32 [size].
+    A pass has `steps_per_pass` batches; what they need beyond `count` images is taken from the pass's start.
     """
     order = jax.random.permutation(jax.random.fold_in(key, step // steps_per_pass), count)
     return order[((step % steps_per_pass) * size + jnp.arange(size)) % count]
@@ -74,10 +66,9 @@ class Program:
 class CompiledLoop:
     """Compiled steps of all runs of one task, and the seconds that compiling took.
 
-    A class because it owns compiled programs, one for each number of steps that is scanned at once.
-    `step` is (state, key, data) -> (state, metrics); `vmap_seeds` maps state and key over a leading axis
-    of seeds. With a mesh every device takes the step, on its own part of the batch, from replicated
-    arguments (`devices`).
+    A class because it owns compiled programs, one for each number of steps that is scanned at once. `step` is
+    (state, key, data) -> (state, metrics); `vmap_seeds` maps state and key over a leading axis of seeds. With
+    a mesh every device takes the step, on its own part of the batch, from replicated arguments (`devices`).
     """
 
     def __init__(self, step: Callable, *, vmap_seeds: bool = False, mesh: jax.sharding.Mesh | None = None):

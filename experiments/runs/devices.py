@@ -26,10 +26,7 @@ _AXIS = "devices"
 def start(address: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the other processes of the run, if there are any; to be called before anything is computed.
 
-    Args:
-      address: HOST:PORT of process 0; like the others None for a run of one process.
-      num_processes: of the run.
-      process_id: of this one, from 0.
+    `address` is HOST:PORT of process 0, `process_id` counts from 0; all are None for a run of one process.
 
     Raises:
       ValueError: arguments that are missing or wrong. OSError: the address cannot be used.
@@ -57,11 +54,7 @@ def start(address: str | None, num_processes: int | None, process_id: int | None
 def mesh(num_devices: int | None = None) -> jax.sharding.Mesh | None:
     """The devices that share a batch, as many of each process; None for one.
 
-    Args:
-      num_devices: of all processes together; None for all that there are.
-
-    Raises:
-      ValueError: there are not so many devices.
+    `num_devices` is that of all processes together; None for all. ValueError: there are not so many devices.
     """
     of_process = collections.defaultdict(list)
     for device in jax.devices():

@@ -10,10 +10,7 @@ FORMS = (
 
 
 def load(name: str) -> policies.Policy:
-    """Returns a policy by name.
-
-    Args:
-      name: one of `FORMS`. random:SEED is the random baseline of the DADA code in its search space.
+    """Returns a policy by name, one of `FORMS`; random:SEED is the random baseline of the DADA code.
 
     Raises:
       ValueError: no policy has that name, a number is out of range, or the file is not a policy.

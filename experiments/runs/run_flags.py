@@ -19,19 +19,10 @@ NOT_RECIPE = (
 def define(values: flags.FlagValues) -> None:
     """Defines them."""
     add = command_line.definers(values)
-    _define_run(add)
-    _define_data(add)
-    _define_network(add)
-
-
-def _define_run(add):
     add.string("run_dir", None, "Folder for everything that the run writes; new or empty.")
     add.bool("resume", False, "Go on with a run that was interrupted, from its last checkpoint.")
-    add.string(
-        "compilation_cache_dir",
-        None,
-        "Folder of compiled programs; empty for none. Default: dada/jax in the user's cache.",
-    )
+    about = "Folder of compiled programs; empty for none. Default: dada/jax in the user's cache."
+    add.string("compilation_cache_dir", None, about)
     add.integer("num_devices", None, "Devices that share every batch. Default: all.", lower_bound=1)
     add.string("coordinator_address", None, "HOST:PORT of process 0, for a run of several processes.")
     add.integer("num_processes", None, "Processes of the run.", lower_bound=1)
@@ -39,32 +30,17 @@ def _define_run(add):
     add.integer("seed", 0, "Seed of everything random.", lower_bound=0)
     add.integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", lower_bound=1)
 
-
-def _define_data(add):
     add.string("dataset", "embedded", f"One of {', '.join(datasets.NAMES)}, an .npz or a folder.")
     add.string("data_dir", None, "Folder with the official files of CIFAR or SVHN.")
     add.bool("download", False, "Fetch the official files into --data_dir if they are missing.")
-    add.integer(
-        "image_size",
-        None,
-        "Side to which a folder of images is brought. Default: as they are.",
-        lower_bound=1,
-    )
-    add.string(
-        "planted_op",
-        None,
-        "NAME or NAME:VALUE, on every validation image of a search or test image of a training; or empty.",
-    )
+    about = "Side to which a folder of images is brought. Default: as they are."
+    add.integer("image_size", None, about, lower_bound=1)
+    about = "NAME or NAME:VALUE, on every validation image of a search or test image of a training; or empty."
+    add.string("planted_op", None, about)
 
-
-def _define_network(add):
     add.string("model", "wrn_40_2", "Network, for example wrn_40_2.")
-    add.integer(
-        "epochs",
-        None,
-        "Passes over the training images. Default: 20 for a search, 200 for a training.",
-        lower_bound=1,
-    )
+    about = "Passes over the training images. Default: 20 for a search, 200 for a training."
+    add.integer("epochs", None, about, lower_bound=1)
     add.integer("batch_size", 128, "Training images per step.", lower_bound=2)
     add.float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
     add.float("weight_decay", 2e-4, "Of the network.", lower_bound=0.0)

@@ -19,15 +19,10 @@ def open_folders(
 ) -> dict[int, run_folder.RunFolder]:
     """Opens the run folders by seed: `root` itself for one seed, else root/seed_N.
 
-    Args:
-      root: folder of the run.
-      seeds: one or more.
-      flags: resolved flags; each folder gets those of a run with its seed alone.
-      resume: go on in folders of an earlier start, which may not have come to all seeds.
+    Each folder gets the resolved flags of a run with its seed alone. With `resume`, an earlier start may not
+    have come to all seeds.
 
-    Raises:
-      ValueError: a new run in a folder with content, or a resumed run with other flags.
-      FileNotFoundError: a resumed run in a folder that no run has left.
+    Raises: as `run_folder.create`.
     """
     is_many = len(seeds) > 1
     if is_many and resume and not root.is_dir():

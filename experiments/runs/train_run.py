@@ -41,10 +41,7 @@ class Task(NamedTuple):
 
 def to_device(dataset: datasets.Dataset) -> Data:
     """The images and labels of a data set, on the device."""
-    return Data(
-        *(jnp.asarray(array) for array in (dataset.train_images, dataset.train_labels)),
-        *(jnp.asarray(array) for array in (dataset.test_images, dataset.test_labels)),
-    )
+    return Data(*(jnp.asarray(getattr(dataset, name)) for name in Data._fields))
 
 
 def train_step(config, batch_size, state, key, data, axis_name=None):
@@ -54,9 +51,8 @@ def train_step(config, batch_size, state, key, data, axis_name=None):
         order_key, state.step, data.train_labels.shape[0], batch_size, config.steps_per_epoch
     )
     index = image_keys.own_part(index, axis_name)
-    return policy_training.step(
-        step_key, config, state, data.train_images[index], data.train_labels[index], axis_name
-    )
+    batch = data.train_images[index], data.train_labels[index]
+    return policy_training.step(step_key, config, state, *batch, axis_name)
 
 
 def _loop(task: Task, is_vmapped: bool) -> compiled_loop.CompiledLoop:
@@ -66,14 +62,8 @@ def _loop(task: Task, is_vmapped: bool) -> compiled_loop.CompiledLoop:
 
 def _test(task: Task, is_vmapped: bool) -> compiled_loop.Program:
     def test(state, data):
-        return policy_training.evaluate(
-            task.config,
-            state,
-            data.test_images,
-            data.test_labels,
-            task.eval_batch_size,
-            devices.axis_name(task.mesh),
-        )
+        batches = data.test_images, data.test_labels, task.eval_batch_size
+        return policy_training.evaluate(task.config, state, *batches, devices.axis_name(task.mesh))
 
     function = jax.vmap(test, in_axes=(0, None)) if is_vmapped else test
     return compiled_loop.Program(devices.divided(function, task.mesh))
@@ -112,14 +102,10 @@ def smoke(task: Task, seed: int) -> list[float]:
 
 
 def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Trains with all given seeds, as `seeds.groups` says, and fills their folders.
+    """Trains with all given seeds, as `seeds.groups` says, and fills their folders, which are given by seed.
 
-    Args:
-      task: what to train.
-      folders: by seed; with checkpoints, the runs go on after the last epoch that all of a group have.
-
-    Yields:
-      (seed, summary), of several processes in the first one only.
+    With checkpoints, the runs go on after the last epoch that all of a group have. Yields (seed, summary), of
+    several processes in the first one only.
 
     Raises:
       command_line.Interrupted: the loss of a seed is not finite.
@@ -224,9 +210,10 @@ def _finish(task, folder, timing):
 
 
 def _result(line):
+    accuracy, loss = line["test_accuracy"], line["test_loss"]
     return {
         "epoch": line["epoch"],
-        "test_accuracy": line["test_accuracy"],
-        "test_error": 1.0 - line["test_accuracy"],
-        "test_loss": line["test_loss"],
+        "test_accuracy": accuracy,
+        "test_error": 1.0 - accuracy,
+        "test_loss": loss,
     }

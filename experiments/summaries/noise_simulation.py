@@ -55,12 +55,8 @@ def _walk(key, num_steps):
 def simulate(key: jax.Array, num_steps: int) -> policies.Policy:
     """The policy that an official search of `num_steps` updates publishes if its losses are noise.
 
-    Args:
-      key: typed random key, consumed.
-      num_steps: updates before the policy is read (19 of 20 epochs in the released code).
-
-    Returns:
-      A Policy of kind sub_policies: 25 pairs of the space "dada".
+    It is of kind sub_policies: 25 pairs of the space "dada". The released code reads it after 19 of 20
+    epochs.
     """
     parameters = _walk(key, num_steps)
     state = dada_official.SearchState(key, None, parameters, None, None, epoch_policy=parameters)

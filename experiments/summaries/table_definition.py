@@ -108,9 +108,8 @@ def load(folder: str | os.PathLike, resolve: Resolve) -> Definition:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     recipes = {cell: recipe for cell, recipe in cells.items() if recipe}
     defaults = {name: _flags(of_command, []) for name, of_command in resolve.items()}
-    return Definition(
-        path.parent, text["title"], text["about"], columns, rows, errors, hours, recipes, defaults
-    )
+    about = text["title"], text["about"]
+    return Definition(path.parent, *about, columns, rows, errors, hours, recipes, defaults)
 
 
 def _check(columns, rows, errors):

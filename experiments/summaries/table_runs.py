@@ -59,9 +59,8 @@ def read(definition: table_definition.Definition) -> list[Run]:
             raise ValueError(f"{path}, line {number}: {error}") from error
         run = run._replace(search=run.search and Search(**run.search))
         if _cell(definition, run.flags, run.search and run.search.flags) != (run.column, run.row):
-            raise ValueError(
-                f"{path}, line {number}: its flags are not the recipe of row {run.row}, column {run.column}"
-            )
+            cell = f"row {run.row}, column {run.column}"
+            raise ValueError(f"{path}, line {number}: its flags are not the recipe of {cell}")
         runs.append(run)
     return runs
 
@@ -71,9 +70,7 @@ def collect(
 ) -> tuple[list[Run], list[str]]:
     """Adds the finished trainings below a folder to the runs of a table; a cell's seed is replaced.
 
-    Args:
-      definition: the table.
-      folder: anything that holds run folders, of trainings and of the searches before them.
+    The folder is anything that holds run folders, of trainings and of the searches before them.
 
     Returns:
       (all runs of the table, paths of finished trainings that are in no cell of it).

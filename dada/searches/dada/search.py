@@ -38,8 +38,6 @@ images of one source the running ones gained nothing (experiments/results/small_
 
 The training pass always has batch statistics: s_i is the derivative of l_i with the statistics of its
 batch and carries what image i owes to the others' statistics, not what the others owe to image i's.
-
-`step` is pure: jit it, scan it, vmap it over seeds, or pmap it with `axis_name`.
 """
 
 import functools
@@ -89,16 +87,7 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> SearchState:
-    """The state before the first step.
-
-    Args:
-      key: typed random key, consumed.
-      config: settings.
-      params, batch_stats: a freshly initialised network.
-
-    Returns:
-      A SearchState: uniform choices, application probabilities one half, levels one half.
-    """
+    """The state before the first step: uniform choices, application probabilities and levels one half."""
     key, control_key = jax.random.split(key)
     parameters = policy_space.init(config.policy_space, len(config.space.rows))
     control = estimators.init_control_variate(control_key, parameters.op.size + parameters.application.size)
@@ -179,22 +168,7 @@ def gradients(
 def step(
     config: Config, state: SearchState, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
 ) -> tuple[SearchState, dict[str, jax.Array]]:
-    """One update of the network and one of the policy.
-
-    Args:
-      config: static.
-      state: from `init` or the last `step`.
-      train_batch: images uint8 [B, H, W, 3], labels int32 [B]; not augmented.
-      valid_batch: the same form, any size; stays un-augmented.
-      axis_name: mapped axis over which both batches are divided, for pmap. Every random number belongs
-        to one image of the whole batch, so the division changes nothing but rounding.
-
-    Returns:
-      (next state, metrics: scalars, and `op_mass` [number of ops]).
-
-    Raises:
-      AssertionError: wrong shapes or dtypes.
-    """
+    """One update of the network and one of the policy, as `searches` says."""
     checks.check_batches(train_batch, valid_batch)
     (gradient, control_gradient), train, numbers = gradients(
         config, state, train_batch, valid_batch, axis_name
@@ -246,16 +220,5 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> policies.P
     """The policy that the search found, as an artefact to save, sample and train with.
 
     The `top_k` pairs by weight, with their weights (slots: all 25, each slot's most probable op, uniform).
-
-    Args:
-      config: settings.
-      state: after the last step; concrete, not traced.
-      **metadata: further fields of the artefact, for example `seed`, `data_set` and `source`.
-
-    Returns:
-      A Policy of kind "sub_policies".
-
-    Raises:
-      ValueError: the rows of `config.space` are not those of the search space of its name.
     """
     return policy_space.as_policy(config.space, state.policy, config.top_k, preset="corrected", **metadata)

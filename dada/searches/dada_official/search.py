@@ -15,8 +15,6 @@ Kept on purpose, each with the reason why it is a defect:
 
 Not kept: an epoch's last batch is filled up, and a seed repeats a run.
 
-`step` is pure: jit it, scan it, vmap it over seeds, or pmap it with `axis_name`.
-
 Reference: Li et al. 2020 and its released code.
 """
 
@@ -64,13 +62,7 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> SearchState:
-    """The state before the first step: equal weights, probabilities and levels one half.
-
-    Args:
-      key: typed random key, consumed.
-      config: settings.
-      params, batch_stats: a freshly initialised network.
-    """
+    """The state before the first step: equal weights, probabilities and levels one half."""
     key, control_key = jax.random.split(key)
     parameters = official_gradient.init_policy(policy_space.init("pairs", len(config.space.rows)))
     control = estimators.init_control_variate(control_key, parameters.op.size + parameters.application.size)
@@ -160,11 +152,7 @@ def gradients(
 def step(
     config: Config, state: SearchState, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
 ) -> tuple[SearchState, dict[str, jax.Array]]:
-    """One update of the network and one of the policy; arguments and results as of `dada.step`.
-
-    Raises:
-      AssertionError: wrong shapes or dtypes.
-    """
+    """One update of the network and one of the policy, as `searches` says."""
     checks.check_batches(train_batch, valid_batch)
     gradient, train, numbers = gradients(config, state, train_batch, valid_batch, axis_name)
     updates, optimizer = _optimizer(config).update(gradient, state.optimizer)
@@ -180,19 +168,7 @@ def step(
 
 
 def extract_policy(config: Config, state: SearchState, **metadata) -> policies.Policy:
-    """The `top_k` pairs by weight, drawn uniformly, as they stood before the current epoch.
-
-    Args:
-      config: settings.
-      state: after the last step; concrete, not traced.
-      **metadata: further fields of the artefact, for example `seed`, `data_set` and `source`.
-
-    Returns:
-      A Policy of kind "sub_policies".
-
-    Raises:
-      ValueError: the rows of `config.space` are not those of the search space of its name.
-    """
+    """The `top_k` pairs by weight, drawn uniformly, as they stood before the current epoch."""
     return policy_space.as_policy(
         config.space,
         official_gradient.as_logits(state.epoch_policy),

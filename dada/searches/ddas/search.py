@@ -16,8 +16,6 @@ batches come in another order in every epoch (the caller passes them).
 In both: eta is left out of (16) and (17), as in the released code; policies are proposed uniformly
 always, not with probability 0.9999; the running statistics are those of the copy without policy (a search
 does not read them); an epoch's last batch is filled up.
-
-`step` is pure: jit it, scan it, vmap it over seeds, or pmap it with `axis_name`.
 """
 
 from typing import Any, NamedTuple
@@ -68,13 +66,7 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> SearchState:
-    """The state before the first step: uniform p_o, p_tp as configured.
-
-    Args:
-      key: typed random key, consumed.
-      config: settings.
-      params, batch_stats: a freshly initialised network.
-    """
+    """The state before the first step: uniform p_o, p_tp as configured."""
     with np.errstate(divide="ignore"):  # a p_tp of 0 or 1 that is not learned
         alpha_tp = np.log(config.initial_p_tp) - np.log1p(-config.initial_p_tp)
     parameters = Parameters(jnp.asarray(alpha_tp, jnp.float32), jnp.zeros(len(config.candidates.row)))
@@ -158,22 +150,7 @@ def gradients(
 def step(
     config: Config, state: SearchState, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
 ) -> tuple[SearchState, dict[str, jax.Array]]:
-    """One update of the network and one of the policy.
-
-    Args:
-      config: static.
-      state: from `init` or the last `step`.
-      train_batch: images uint8 [B, H, W, 3], labels int32 [B]; not augmented.
-      valid_batch: the same form, any size; stays un-augmented.
-      axis_name: mapped axis over which both batches are divided, for pmap. Every random number belongs
-        to one image of the whole batch, so the division changes nothing but rounding.
-
-    Returns:
-      (next state, metrics: scalars, and `op_mass` [number of ops]).
-
-    Raises:
-      AssertionError: wrong shapes or dtypes.
-    """
+    """One update of the network and one of the policy, as `searches` says."""
     checks.check_batches(train_batch, valid_batch)
     gradient, train, numbers = gradients(config, state, train_batch, valid_batch, axis_name)
     updates, optimizer = _optimizer(config).update(gradient, state.optimizer)
@@ -223,17 +200,6 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> Policy:
     """The dynamic policy that the search found, as an artefact to save, sample and train with.
 
     One entry for every epoch that the search has begun, p_tp smoothed over `smoothing` epochs.
-
-    Args:
-      config: settings.
-      state: after the last step; concrete, not traced.
-      **metadata: further fields of the artefact, for example `seed`, `data_set` and `source`.
-
-    Returns:
-      A Policy of kind "schedule".
-
-    Raises:
-      ValueError: the rows of `config.space` are not those of the search space of its name.
     """
     extra_ops = ops.extra_ops(config.space)
     count = max(1, -(-int(state.train.step) // config.steps_per_epoch))

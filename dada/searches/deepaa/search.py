@@ -76,13 +76,7 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> SearchState:
-    """The state before the first step: one layer, near Identity.
-
-    Args:
-      key: typed random key, consumed.
-      config: settings.
-      params, batch_stats: a trained network.
-    """
+    """The state before the first step: one layer, near Identity."""
     logits = deepaa_config.initial_logits(config)
     return SearchState(
         key=key,
@@ -201,19 +195,7 @@ def step(
 
 
 def extract_policy(config: Config, state: SearchState, **metadata) -> policies.Policy:
-    """The layers that the search found, as an artefact to save, sample and train with.
-
-    Args:
-      config: settings.
-      state: after the last step; concrete, not traced.
-      **metadata: further fields of the artefact, for example `seed`, `data_set` and `source`.
-
-    Returns:
-      A Policy of kind "layers"; in the official preset one that is mirrored at random.
-
-    Raises:
-      ValueError: the rows of `config.space` are not those of the search space of its name.
-    """
+    """The layers that the search found; in the official preset mirrored at random."""
     extra_ops = ops.extra_ops(config.space)
     is_mirrored = config.preset == "official" and config.space.name == "deepaa"
     row, level = deepaa_config.actions(config)
