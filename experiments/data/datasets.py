@@ -97,9 +97,12 @@ def load(name, data_dir=None, download=False, image_size=None):
             arrays = _reduce(name, arrays)
         num_classes = _count_classes(name, arrays)
         mean, std = _pixel_statistics(arrays.train_images)
-    train = arrays.train_images, arrays.train_labels.astype(np.int32)
-    test = arrays.test_images, arrays.test_labels.astype(np.int32)
-    return Dataset(name, *train, *test, num_classes, mean, std)
+    train_labels, test_labels = (
+        labels.astype(np.int32) for labels in (arrays.train_labels, arrays.test_labels)
+    )
+    return Dataset(
+        name, arrays.train_images, train_labels, arrays.test_images, test_labels, num_classes, mean, std
+    )
 
 
 def _pad(arrays):
@@ -131,8 +134,9 @@ def _reduce(name, arrays):
     """The first part of a stratified split of the training images."""
     left_out = len(arrays.train_labels) - REDUCED[name]
     if left_out <= 0:
-        count = len(arrays.train_labels)
-        raise ValueError(f"{name}: got {count} training images, expected more than {REDUCED[name]}")
+        raise ValueError(
+            f"{name}: got {len(arrays.train_labels)} training images, expected more than {REDUCED[name]}"
+        )
     kept, _ = stratified_split(arrays.train_labels, left_out)
     return arrays._replace(train_images=arrays.train_images[kept], train_labels=arrays.train_labels[kept])
 
@@ -193,12 +197,15 @@ def _pixel_statistics(images):
 
 
 def search_split(dataset, seed=0):
-    """Halves the training set for a search, each class in proportion; an odd image goes to validation.
+    """Halves the training set for a search, each class in proportion.
 
-    Seed 0 gives the split of the papers (the first of a stratified shuffle split with test share 0.5).
+    Args:
+      dataset: Dataset.
+      seed: 0 gives the split of the papers (the first of a stratified shuffle split with test share 0.5).
 
     Returns:
-      (train_indices, valid_indices), int32, disjoint, together the whole training set.
+      (train_indices, valid_indices), int32, disjoint, together the whole training set; an odd image
+      goes to validation.
     """
     train, valid = stratified_split(dataset.train_labels, -(-len(dataset.train_labels) // 2), seed)
     return train.astype(np.int32), valid.astype(np.int32)
@@ -207,9 +214,14 @@ def search_split(dataset, seed=0):
 def stratified_split(labels, test_size, seed=0):
     """Splits indices at random into two parts with the class shares of the whole.
 
-    Gives index for index what the first split of `StratifiedShuffleSplit(test_size=..., random_state=seed)`
-    of scikit-learn gives, on which the published reduced sets rest; hence the legacy generator and the exact
-    order of draws.
+    Gives index for index what the first split of `StratifiedShuffleSplit(test_size=...,
+    random_state=seed)` of scikit-learn gives, on which the published reduced sets rest; hence the
+    legacy generator and the exact order of draws.
+
+    Args:
+      labels: integers [N].
+      test_size: images in the second part; the first gets the rest.
+      seed: integer in [0, 2**32).
 
     Returns:
       (first, second), int64 index arrays [N - test_size] and [test_size], in random order.

@@ -12,7 +12,7 @@ MODELS = ("wrn_10_1", "wrn_40_2", "wrn_28_10")
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """All tables of a run, from the content of benchmark.json: environment, settings and parts that were run."""
+    """All tables of a run, from the content of benchmark.json."""
     environment = results["environment"]
     is_cpu = environment["platform"] == "cpu"
     versions = ", ".join(f"{name} {environment[name]}" for name in ("python", "jax", "jaxlib", "pillow"))

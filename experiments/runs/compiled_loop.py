@@ -22,9 +22,17 @@ def scans() -> bool:
 def shuffled_indices(
     key: jax.Array, step: jax.Array, count: int, size: int, steps_per_pass: int
 ) -> jax.Array:
-    """Images, int32 [size], of batch `step` of an endless stream in which every pass has a new random order.
+    """Images of batch `step` of an endless stream in which every pass has a new random order.
 
-    A pass has `steps_per_pass` batches; what they need beyond `count` images is taken from the pass's start.
+    Args:
+      key: typed key of the stream.
+      step: int scalar, number of the batch.
+      count: images in the data set.
+      size: images in a batch.
+      steps_per_pass: batches in a pass; what they need beyond `count` is taken from the pass's start.
+
+    Returns:
+      int32 [size].
     """
     order = jax.random.permutation(jax.random.fold_in(key, step // steps_per_pass), count)
     return order[((step % steps_per_pass) * size + jnp.arange(size)) % count]

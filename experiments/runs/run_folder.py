@@ -48,12 +48,15 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
 
 
 def create(path, flags, *, resume=False):
-    """Opens the folder of a run, which is created if missing.
+    """Opens the folder of a run.
 
     Args:
+      path: folder; created if missing.
       flags: mapping from flag name to resolved value (None, bool, int, float, str, or a list of them).
-      resume: go on in a folder that an earlier start of the same run left, without the metrics of steps after
-        its last checkpoint.
+      resume: go on in a folder that an earlier start of the same run left.
+
+    Returns:
+      RunFolder; of a resumed run without the metrics of steps after its last checkpoint.
 
     Raises:
       ValueError: a new run in a folder with content, or a resumed run with other flags than flags.txt holds.
@@ -106,7 +109,9 @@ class RunFolder:
     def log(self, step, metrics):
         """Appends one line to metrics.jsonl and hands it to the operating system at once.
 
-        `metrics` maps names to numbers, strings or arrays; a number that is not finite becomes null.
+        Args:
+          step: number of steps done.
+          metrics: mapping from name to a number, string or array; a number that is not finite becomes null.
         """
         if not devices.is_primary():
             return
@@ -119,9 +124,11 @@ class RunFolder:
         _write_json(self.path / "summary.json", summary)
 
     def save(self, step, tree):
-        """Saves a pytree of arrays, typed keys included, and deletes all checkpoints but the last two.
+        """Saves a checkpoint and deletes all but the last two; called by all processes.
 
-        Called by all processes; a checkpoint of the same step is replaced.
+        Args:
+          step: number of steps done; a checkpoint of the same step is replaced.
+          tree: pytree of arrays, typed keys included.
         """
         with _quiet():
             ocp.save(self._checkpoints / str(step), tree, overwrite=True)
@@ -134,14 +141,19 @@ class RunFolder:
         return max(self._steps(), default=None)
 
     def restore(self, abstract_tree, step=None):
-        """Reads a whole checkpoint, one of the last two; the newest without `step`.
+        """Reads a whole checkpoint.
 
-        `abstract_tree` has arrays or jax.ShapeDtypeStruct with the structure, shapes and types of the saved
-        pytree; a leaf without a sharding goes to this process's first device.
+        Args:
+          abstract_tree: pytree of arrays or jax.ShapeDtypeStruct with the structure, shapes and
+            types of the saved one; a leaf without a sharding goes to this process's first device.
+          step: which of the last two; the newest if not given.
+
+        Returns:
+          The saved pytree.
 
         Raises:
-          FileNotFoundError: there is no checkpoint. ValueError: it is damaged, or its structure or a shape
-            differs.
+          FileNotFoundError: there is no checkpoint. ValueError: it is damaged, or its structure or
+            a shape differs.
         """
         step = self.latest_step() if step is None else step
         if step is None:
