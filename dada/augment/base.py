@@ -49,7 +49,6 @@ def base_augment(
       policy: from uint8 [B, H, W, 3] to uint8, or to float32 in [0, 1].
       policy_first: the policy comes before the crop, as in DDAS.
       axis_name: mapped axis over which the batch is divided; read where the keys are of the batch.
-
     Returns:
       float32 [B, H, W, 3], normalised. Gradient: to what `policy` depends on.
     """
@@ -80,10 +79,8 @@ def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
       images: [..., C], uint8, or floating in [0, 1].
       mean: [C], in the unit of images in [0, 1].
       std: [C], positive.
-
     Returns:
       [..., C]: float32 for bytes, else the dtype of the images.
-
     Raises:
       TypeError: images are neither uint8 nor floating.
       ValueError: mean or std has not one entry per channel.
@@ -142,7 +139,6 @@ def random_cutout(
 
     Args: see the head of the file, and
       length: >= 0, side of the square in pixels; 0 leaves the images.
-
     Reference: DeVries and Taylor 2017, as in the DADA code.
     """
     if length < 0:

@@ -30,10 +30,8 @@ def apply_draws(images: jax.Array, draws: Draws, *, op_ids: tuple[int, ...] | No
       draws: op int [B, K], value float [B, K], center float [B, K, 2].
       op_ids: static; the op ids that draws may hold, None for all; an op that is not among them may do
         nothing. On an accelerator every image pays for all of them: pass `ops.op_ids(space)`.
-
     Returns:
       uint8 [B, H, W, 3].
-
     Raises:
       TypeError: images are not uint8, or a draw has the wrong kind of number.
       ValueError: shapes do not fit.
@@ -65,12 +63,9 @@ def apply_draws_differentiable(images: jax.Array, draws: Draws, op_ids: tuple[in
         op is not in `op_ids` cannot be refused: it does nothing.
       op_ids: static; the op ids that draws may hold, 0 (Identity) among them, random ops not. On an
         accelerator every image pays for every one of them, so pass the ops of the search space only.
-
     Returns:
       float32 [B, H, W, 3].
-
     Gradient: to draws.value, through the surrogates that the ops declare; none to images, op and center.
-
     Raises:
       TypeError: images are not float32, or a draw has the wrong kind of number.
       ValueError: shapes do not fit; op_ids without 0, repeated or outside the op table.

@@ -62,12 +62,9 @@ def assemble_draws(
       noise: float [B, K, NOISE_SIZE], uniform on [0, 1), of which random ops are made; may be missing
         where the space has none.
       image_size: static, (H, W) in pixels; the same.
-
     Returns:
       Draws of [B, K].
-
     Gradient: value is linear in level; zero where nothing is applied.
-
     Raises:
       TypeError: row is not of an integer type, or applied not boolean.
       ValueError: shapes do not fit, or the space has random ops and there is no noise for them.
@@ -198,10 +195,8 @@ def sample(
       batch_size: static, B.
       image_size: static, (H, W) in pixels.
       epoch: integer in [0, E), only read by a schedule; a traced one is not checked.
-
     Returns:
       Draws [B, K].
-
     Raises:
       ValueError: bad policy or size, or a schedule without an epoch.
     """

@@ -25,10 +25,8 @@ def leave_one_out(costs: jax.Array, *, axis_name: str | None = None) -> jax.Arra
     Args:
       costs: [S] float, S >= 2, of independent samples.
       axis_name: mapped axis over which the samples are divided; the baseline then spans all devices.
-
     Returns:
       [S].
-
     Raises:
       ValueError: if there are fewer than two samples.
     """
@@ -55,7 +53,6 @@ def reinforce(
       parameters: phi.
       samples: pytree with leading axis S, hard samples of p(b; phi).
       costs: [S] float, f(b_i), with or without a baseline subtracted.
-
     Returns:
       A pytree like `parameters`: an unbiased estimate.
     """
@@ -81,7 +78,6 @@ def relax_per_sample(
         g_i = (f(b_i) - c(z~_i)) d/dphi log p(b_i; phi) + d/dphi c(z_i) - d/dphi c(z~_i)
 
     Args: as in `relax`.
-
     Returns:
       A pytree like `parameters` with a leading axis S. Differentiable in `control_parameters`.
     """
@@ -130,7 +126,6 @@ def relax(
       samples: pytree with leading axis S, the hard values of z.
       noise: pytree with leading axis S, from which `latents` makes z and z~.
       costs: [S] float, f(b_i), with or without a baseline subtracted.
-
     Returns:
       (gradient like `parameters`, unbiased; gradient like `control_parameters`).
     """
@@ -174,7 +169,6 @@ def control_variate(control: dict[str, jax.Array], features: jax.Array) -> jax.A
     Args:
       control: from `init_control_variate`.
       features: [F] float, a differentiable function of the latents.
-
     Returns:
       [].
     """

@@ -42,7 +42,6 @@ def conditional_categorical_latent(key: jax.Array, logits: jax.Array, index: jax
 
     Args:
       index: [...] int, the choice that is conditioned on.
-
     Returns:
       [..., M] with argmax equal to `index`; differentiable in `logits`.
     """
@@ -73,7 +72,6 @@ def conditional_bernoulli_latent(key: jax.Array, logits: jax.Array, bit: jax.Arr
 
     Args:
       bit: [...] bool, the bits that are conditioned on.
-
     Returns:
       [...], positive where `bit`, negative elsewhere; differentiable in `logits`.
     """
@@ -87,7 +85,6 @@ def gumbel_softmax(key: jax.Array, logits: jax.Array, temperature: float | jax.A
 
     Args:
       temperature: > 0; towards 0 the sample becomes one-hot, towards infinity uniform.
-
     Returns:
       [..., M], non-negative, summing to 1 over the last axis; differentiable in `logits`.
     """
@@ -99,7 +96,6 @@ def relaxed_bernoulli(key: jax.Array, logits: jax.Array, temperature: float | ja
 
     Args:
       temperature: > 0.
-
     Returns:
       [...] in (0, 1); above one half with probability sigmoid(logits).
     """
@@ -112,7 +108,6 @@ def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
     Args:
       hard: [...] the forward value, for example a one-hot sample.
       soft: [...] the same shape, differentiable.
-
     Returns:
       [...] `hard`, bit for bit. Gradient: that of `soft`; `hard` gets none.
     """
@@ -145,12 +140,9 @@ def weighted_parallel(
       op_outputs_or_ops: the K outputs, [K, B, H, W, C] float, or K functions from `images` to
         [B, H, W, C] float.
       weights: [K] float, one mixture for the batch, or [B, K], one per image; of any sign and sum.
-
     Returns:
       [B, H, W, C] float.
-
     Gradient: exact in `weights` and in given outputs, and in `images` as far as the ops have one.
-
     Raises:
       ValueError: outputs that are not [K, B, H, W, C] for these images, or weights that are neither
         [K] nor [B, K].

@@ -219,10 +219,8 @@ def search_space(name: str, extra_ops: tuple[str, ...] = ()) -> SearchSpace:
       name: one of `SPACE_NAMES`.
       extra_ops: names of ops without magnitude (Rotate90, FlipLR, Identity, ...) to append in
         this order; their level is ignored.
-
     Returns:
       The SearchSpace; its rows keep their order, so row indices do not depend on extra_ops.
-
     Raises:
       ValueError: unknown space or op, an op with a magnitude as extra, or a repeated op.
     """
@@ -279,12 +277,9 @@ def level_to_value(space: SearchSpace, row: jax.Array, level: jax.Array, sign: j
       row: int [...], index into space.rows.
       level: float [...] in [0, 1]; not clipped.
       sign: float [...], -1 or +1; ignored by rows without a random sign.
-
     Returns:
       float32 [...], in the unit of the row.
-
     Gradient: exact in level, +-(high - low).
-
     Raises:
       TypeError: row is not of an integer type.
       ValueError: the three shapes differ.
@@ -318,12 +313,9 @@ def apply_op(name: str, image: jax.Array, value: jax.typing.ArrayLike, center: j
         TranslateY, Cutout) or pixels (the forms ending in Abs); degrees; threshold in 0..256;
         bits; factor; number of a window's size (RandResizeCrop). Ignored by ops without magnitude.
       center: float [2], (row, column) in pixels: the centre of a cutout, the first pixel of a crop.
-
     Returns:
       float [H, W, 3].
-
     Gradient: that of the op in `color`, `spatial` or `crop`.
-
     Raises:
       ValueError: unknown op.
     """

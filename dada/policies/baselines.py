@@ -51,7 +51,6 @@ def randaugment(num_ops: int, magnitude: int) -> Policy:
     Args:
       num_ops: N, 1 or more.
       magnitude: M in 0 .. 30.
-
     Raises:
       ValueError: N or M is out of range.
     """

@@ -224,7 +224,6 @@ def from_sequences(
       extra_ops: extra ops of the search space.
       weights: N numbers >= 0, or None for uniform.
       **metadata: the fields of Policy from `method` on.
-
     Raises:
       ValueError: names the field, as in sub_policies[3][1].level, and what was expected.
     """
@@ -339,7 +338,6 @@ def load(path_or_name) -> Policy:
 
     Args:
       path_or_name: path of a JSON file, or the bare name of a shipped policy ("dada_cifar10").
-
     Raises:
       ValueError: names the file, the field (as in sub_policies[3][1].level) and what was expected.
     """

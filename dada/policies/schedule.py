@@ -20,7 +20,6 @@ def freeze(policy: Policy, *, p_tp: bool = False, p_o: bool = False) -> Policy:
       policy: of kind "schedule".
       p_tp: hold p_tp.
       p_o: hold p_o.
-
     Raises:
       ValueError: another kind of policy.
     """

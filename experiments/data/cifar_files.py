@@ -1,20 +1,19 @@
 """The published files of CIFAR-10 and CIFAR-100: binary records, pickles, and their archives.
 
-Contract: `read_cifar` reads whichever form lies in a folder; `find_cifar` tells which. Archives are
-read in memory and never unpacked to disk. No file can run code: the unpickler knows five names, and
-what stands for them are inert records, so that no function of NumPy is reachable from a file.
+Contract: archives are read in memory and never unpacked to disk. No file can run code: the unpickler knows
+five names, and what stands for them are inert records, so that no function of NumPy is reachable from a file.
 
-Format (www.cs.toronto.edu/~kriz/cifar.html): a binary record is 1 label byte (CIFAR-100: coarse,
-then fine) and 3072 bytes of pixels, the red plane first; a pickle is a dictionary with 'data' uint8
-[N, 3072] and a list of labels.
+Format (www.cs.toronto.edu/~kriz/cifar.html): a binary record is 1 label byte (CIFAR-100: coarse, then fine)
+and 3072 bytes of pixels, the red plane first; a pickle is a dictionary with 'data' uint8 [N, 3072] and a list
+of labels.
 """
 
-import dataclasses
 import io
 import pathlib
 import pickle
 import tarfile
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +23,7 @@ _PIXELS = 3 * 32 * 32
 _LARGEST_MEMBER = 2**28  # bytes; the largest official file inside an archive has 155 MB
 
 
-@dataclasses.dataclass(frozen=True)
-class CifarForm:
+class CifarForm(NamedTuple):
     """A form in which a CIFAR set is published: a folder, or the archive that holds it."""
 
     folder: str
@@ -34,8 +32,7 @@ class CifarForm:
     test: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Cifar:
+class Cifar(NamedTuple):
     """What differs between the two sets; of several label bytes the last one is the class."""
 
     binary: CifarForm
@@ -66,9 +63,7 @@ CIFAR = {
 def find_cifar(name, data_dir):
     """Finds the first complete form of a set: binary before pickled, unpacked before archive.
 
-    Args:
-      name: "cifar10" or "cifar100".
-      data_dir: folder that holds one of the forms, or is itself the unpacked folder.
+    `data_dir` holds one of the forms, or is itself the unpacked folder of "cifar10" or "cifar100".
 
     Returns (CifarForm, path of the unpacked folder or of the archive).
 
@@ -96,33 +91,26 @@ def read_cifar(name, data_dir):
       Arrays with images uint8 [N, 32, 32, 3] in the order of the files.
 
     Raises:
-      FileNotFoundError: no form is complete. ValueError: a file is damaged, hostile or not what its name
-        says.
+      FileNotFoundError: no form is complete. ValueError: a file is damaged, hostile or another one.
     """
-    form, path = find_cifar(name, data_dir)
+    cifar, (form, path) = CIFAR[name], find_cifar(name, data_dir)
     if path.is_dir():
         contents = {file: (path / file).read_bytes() for file in form.train + form.test}
     else:
         contents = _read_members(path, form)
-    return _decode(CIFAR[name], form, contents, path)
-
-
-def _decode(cifar, form, contents, source):
     parts = []
     for files in (form.train, form.test):
         decoded = []
         for file in files:
-            where = f"{source}/{file}"
+            where = f"{path}/{file}"
             if form is cifar.binary:
                 images, labels = _decode_binary(contents[file], cifar.label_bytes, where)
             else:
                 images, labels = _decode_pickle(contents[file], cifar.label_key, where)
             outside = np.flatnonzero((labels < 0) | (labels >= cifar.num_classes))
             if outside.size:
-                raise ValueError(
-                    f"{where}: record {outside[0]} has label {labels[outside[0]]}, "
-                    f"expected 0 to {cifar.num_classes - 1}"
-                )
+                got = f"record {outside[0]} has label {labels[outside[0]]}"
+                raise ValueError(f"{where}: {got}, expected 0 to {cifar.num_classes - 1}")
             images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             decoded.append((images, labels.astype(np.int32)))
         parts += [np.concatenate(arrays) for arrays in zip(*decoded)]
@@ -140,17 +128,15 @@ def _read_members(path, form):
                 if file is None:
                     continue
                 if not member.isfile() or member.size > _LARGEST_MEMBER:
-                    raise ValueError(
-                        f"{path}: member {member.name} has type {member.type!r} and {member.size} "
-                        f"bytes, expected a plain file of at most {_LARGEST_MEMBER}"
-                    )
+                    got = f"type {member.type!r} and {member.size} bytes"
+                    expected = f"a plain file of at most {_LARGEST_MEMBER}"
+                    raise ValueError(f"{path}: member {member.name} has {got}, expected {expected}")
                 contents[file] = archive.extractfile(member).read()
                 if len(contents) == len(wanted):
                     break
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: truncated, or not a .tar.gz archive ({error})") from error
-    missing = sorted(set(wanted) - {f"{form.folder}/{file}" for file in contents})
-    if missing:
+    if missing := sorted(name for name, file in wanted.items() if file not in contents):
         raise ValueError(f"{path}: holds no {', '.join(missing)}")
     return contents
 
@@ -167,23 +153,16 @@ def _decode_binary(content, label_bytes, where):
     return records[:, label_bytes:], records[:, label_bytes - 1]
 
 
-class _PickledArray:
-    """Stands for numpy.ndarray while unpickling: keeps the state from the file, calls nothing."""
+class _Pickled:
+    """Stands for numpy.ndarray and numpy.dtype while unpickling: keeps what the file says, calls nothing."""
+
+    state = None
 
     def __init__(self, *args):
-        del args
-        self.state = None
+        self.args = args  # of a dtype the first one is its name, such as "u1"
 
     def __setstate__(self, state):
         self.state = state
-
-
-class _PickledDtype(_PickledArray):
-    """Stands for numpy.dtype while unpickling: keeps the name, such as "u1"."""
-
-    def __init__(self, name, *args):
-        super().__init__(*args)
-        self.name = name
 
 
 def _encode_latin1(text, encoding):
@@ -194,10 +173,10 @@ def _encode_latin1(text, encoding):
 
 # Every name that a pickle of byte arrays needs; NumPy 2 renamed its core module.
 _PICKLE_NAMES = {
-    ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
-    ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy", "dtype"): _PickledDtype,
+    ("numpy.core.multiarray", "_reconstruct"): _Pickled,
+    ("numpy._core.multiarray", "_reconstruct"): _Pickled,
+    ("numpy", "ndarray"): _Pickled,
+    ("numpy", "dtype"): _Pickled,
     ("_codecs", "encode"): _encode_latin1,
 }
 
@@ -221,13 +200,12 @@ def _decode_pickle(content, label_key, where):
     if not isinstance(batch, dict) or "data" not in batch or label_key not in batch:
         got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
         raise ValueError(f"{where}: got {got}, expected a dictionary with 'data' and {label_key!r}")
-    data, labels = batch["data"], batch[label_key]
-    state = data.state if isinstance(data, _PickledArray) else None
+    labels = batch[label_key]
     try:
-        _, shape, dtype, fortran_order, pixels = state
+        _, shape, dtype, fortran_order, pixels = batch["data"].state
         pixels = pixels.encode("latin1") if isinstance(pixels, str) else pixels
         valid = (
-            dtype.name in ("u1", "|u1")
+            dtype.args[0] in ("u1", "|u1")
             and isinstance(pixels, bytes)
             and not fortran_order
             and tuple(shape) == (len(labels), _PIXELS)
@@ -235,10 +213,9 @@ def _decode_pickle(content, label_key, where):
             and all(type(label) is int for label in labels)
         )
         labels = np.asarray(labels, np.int64)
-    except (TypeError, ValueError, AttributeError, OverflowError):
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError):
         valid = False
     if not valid:
-        raise ValueError(
-            f"{where}: expected 'data' uint8 [N, {_PIXELS}] and {label_key!r}, a list of N integers"
-        )
+        expected = f"'data' uint8 [N, {_PIXELS}] and {label_key!r}, a list of N integers"
+        raise ValueError(f"{where}: expected {expected}")
     return np.frombuffer(pixels, np.uint8).reshape(shape), labels

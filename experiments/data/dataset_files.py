@@ -1,9 +1,8 @@
 """Readers of image files into NumPy arrays: SVHN, custom `.npz`, a folder of images per class.
 
-Contract: a reader takes a path and returns `Arrays`. What is missing ends as FileNotFoundError that
-lists what was looked for; what is truncated, hostile or simply another file ends as ValueError that
-names the file, what was got and what was expected. Nothing here downloads or writes, and `.npz`
-files are read without pickles. The CIFAR formats are in `cifar_files.py`.
+Contract: what is missing ends as FileNotFoundError that lists what was looked for; what is truncated, hostile
+or simply another file as ValueError that names the file, what was got and what was expected. Nothing here
+downloads or writes, and `.npz` files are read without pickles. The CIFAR formats are in `cifar_files.py`.
 """
 
 import pathlib
@@ -35,15 +34,14 @@ def read_svhn(data_dir, with_extra):
     `with_extra` appends extra_32x32.mat to the training part where it lies in the folder.
     """
     data_dir = pathlib.Path(data_dir)
-    paths = [data_dir / f"{part}_32x32.mat" for part in ("train", "test", "extra")]
-    missing = [str(path) for path in paths[:2] if not path.is_file()]
-    if missing:
+    *paths, extra = (data_dir / f"{part}_32x32.mat" for part in ("train", "test", "extra"))
+    if missing := [str(path) for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"svhn: not found: {', '.join(missing)}")
-    train, test = _read_mat(paths[0]), _read_mat(paths[1])
-    if with_extra and paths[2].is_file():
-        train = tuple(np.concatenate(pair) for pair in zip(train, _read_mat(paths[2])))
+    train, test = map(_read_mat, paths)
+    if with_extra and extra.is_file():
+        train = tuple(np.concatenate(pair) for pair in zip(train, _read_mat(extra)))
     elif with_extra:
-        logging.warning("svhn: %s not found; training on the train part alone", paths[2])
+        logging.warning("svhn: %s not found; training on the train part alone", extra)
     return Arrays(*train, *test)
 
 
@@ -51,8 +49,7 @@ def _read_mat(path):
     try:
         content = scipy.io.loadmat(path, variable_names=["X", "y"])
         images, labels = content["X"], content["y"].reshape(-1)
-    # As above: a damaged file makes the parser fail in many ways.
-    except Exception as error:
+    except Exception as error:  # a damaged file makes the parser fail in many ways
         raise ValueError(f"{path}: not a readable MATLAB file with variables X and y: {error!r}") from error
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, labels.size) or not labels.size:
         raise ValueError(
@@ -82,10 +79,8 @@ def read_npz(path):
             if not set(names) <= set(present):
                 names = ("images", "labels")
             if not set(names) <= set(present):
-                raise ValueError(
-                    f"it holds {present}, expected train_images, train_labels, test_images and "
-                    "test_labels, or images and labels"
-                )
+                expected = "train_images, train_labels, test_images and test_labels, or images and labels"
+                raise ValueError(f"it holds {present}, expected {expected}")
             arrays = [archive[name] for name in names]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -98,14 +93,11 @@ def read_npz(path):
 def _check_arrays(images, labels, where):
     grey = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 1)
     if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[-1] == 3)):
-        raise ValueError(
-            f"{where} is {images.dtype} {list(images.shape)}, "
-            "expected uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1]"
-        )
+        expected = "uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1]"
+        raise ValueError(f"{where} is {images.dtype} {list(images.shape)}, expected {expected}")
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{where} has labels {labels.dtype} {list(labels.shape)}, expected integers [{len(images)}]"
-        )
+        got = f"{labels.dtype} {list(labels.shape)}"
+        raise ValueError(f"{where} has labels {got}, expected integers [{len(images)}]")
     if grey:
         images = np.repeat(images.reshape(*images.shape[:3], 1), 3, axis=-1)
     return images, labels
@@ -115,17 +107,15 @@ def read_image_folder(root, image_size=None):
     """Reads a folder of images per class, as ImageNet is laid out.
 
     Args:
-      root: folder with train/<class>/<image> and val/<class>/<image> (or test/). Classes are
-        numbered in sorted order of their folder names.
-      image_size: side in pixels to which every image is brought (shorter side resized, bicubic;
-        centre cropped); None keeps the images, which then must all have one size.
+      root: folder with train/<class>/<image> and val/<class>/<image> (or test/); classes are in sorted order.
+      image_size: side in pixels to which every image is brought (shorter side resized, bicubic; centre
+        cropped); None keeps the images, which then must all have one size.
 
     Returns:
       Arrays with images uint8 [N, H, W, 3].
 
     Raises:
-      FileNotFoundError: a folder is missing or empty. ValueError: an image cannot be decoded, or
-        sizes differ.
+      FileNotFoundError: a folder is missing or empty. ValueError: no image, or one of another size.
     """
     root = pathlib.Path(root)
     tests = [root / name for name in ("val", "test") if (root / name).is_dir()]

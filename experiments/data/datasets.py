@@ -4,11 +4,11 @@ Contract: `load` returns a `Dataset` of uint8 images and int32 labels that fits 
 indexed there. Only "embedded" and its reduced form ship with the project; the others come from files of
 the user (`dataset_files.py`, `cifar_files.py`), which are downloaded only on request (`dataset_download.py`).
 
-Statistics: CIFAR-10, CIFAR-100 and SVHN use the CIFAR-10 values of the papers (their standard
-deviation is the well-known mean of the deviations of single images). Every other set uses the mean
-and deviation over all pixels of its training part.
+Statistics: CIFAR-10, CIFAR-100 and SVHN use the CIFAR-10 values of the papers (their standard deviation is
+the well-known mean of the deviations of single images); every other set uses those of all training pixels.
 """
 
+import contextlib
 import pathlib
 from typing import NamedTuple
 
@@ -48,32 +48,26 @@ def load(name, data_dir=None, download=False, image_size=None):
     """Loads a data set.
 
     Args:
-      name: one of NAMES; or the path of an `.npz` file or of a folder with train/<class>/ and
-        val/<class>/ (`dataset_files`).
+      name: one of NAMES; or the path of an `.npz` file or of a folder of images (`dataset_files`).
       data_dir: folder with the official files of CIFAR or SVHN, or where to put them.
       download: fetch the official files into data_dir if they are not there.
-      image_size: for a folder of images only: side in pixels to which every image is brought; None
-        keeps their size.
+      image_size: for a folder of images only: side in pixels to which all are brought; None keeps their size.
 
     Returns:
-      Dataset. The images of "embedded", CIFAR and SVHN are 32 x 32; a custom set keeps its size. A
-      reduced set has its own training part and the whole test part; the training part of "svhn"
-      includes extra_32x32.mat where it is present.
+      Dataset. The images of "embedded", CIFAR and SVHN are 32 x 32; a custom set keeps its size. A reduced
+      set has the whole test part; the training part of "svhn" includes extra_32x32.mat where it is present.
 
     Raises:
       FileNotFoundError: files are missing or cannot be downloaded.
       ValueError: unknown name, or a file that is damaged, hostile or not what its name says.
 
-    Reference: reduced sets of DADA (Li et al., ECCV 2020) and Fast AutoAugment (Lim et al.,
-      NeurIPS 2019), as their code makes them.
+    Reference: reduced sets as the code of DADA (ECCV 2020) and Fast AutoAugment (NeurIPS 2019) makes them.
     """
     path = pathlib.Path(name)
     is_folder = name not in NAMES and path.is_dir()
     if image_size is not None and (not is_folder or image_size < 1):
-        raise ValueError(
-            f"image_size {image_size} for {name!r}: expected a positive number of pixels, "
-            "and only for a folder of images"
-        )
+        expected = "a positive number of pixels, and only for a folder of images"
+        raise ValueError(f"image_size {image_size} for {name!r}: expected {expected}")
     base = name.removeprefix("reduced_")
     if base in NUM_CLASSES:
         arrays = _read_official(name, data_dir, download)
@@ -81,36 +75,28 @@ def load(name, data_dir=None, download=False, image_size=None):
         mean, std = (np.array(values, np.float32) for values in (augment.CIFAR_MEAN, augment.CIFAR_STD))
     else:
         if base == "embedded":
-            arrays = _pad(dataset_files.read_npz(EMBEDDED))
+            arrays = dataset_files.read_npz(EMBEDDED)
+            padding = ((0, 0), (2, 2), (2, 2), (0, 0))  # 28 x 28 to 32 x 32, with black
+            arrays = arrays._replace(
+                train_images=np.pad(arrays.train_images, padding),
+                test_images=np.pad(arrays.test_images, padding),
+            )
         elif is_folder:
             arrays = dataset_files.read_image_folder(path, image_size)
         elif path.suffix == ".npz":
             arrays = dataset_files.read_npz(path)
         else:
-            raise ValueError(
-                f"data set {name!r}: expected one of {', '.join(NAMES)}, "
-                "an .npz file or an existing folder of images"
-            )
+            expected = f"one of {', '.join(NAMES)}, an .npz file or an existing folder of images"
+            raise ValueError(f"data set {name!r}: expected {expected}")
         if arrays.test_images is None:
             arrays = _split_off_test(name, arrays)
         if name in REDUCED:
             arrays = _reduce(name, arrays)
         num_classes = _count_classes(name, arrays)
         mean, std = _pixel_statistics(arrays.train_images)
-    train_labels, test_labels = (
-        labels.astype(np.int32) for labels in (arrays.train_labels, arrays.test_labels)
-    )
-    return Dataset(
-        name, arrays.train_images, train_labels, arrays.test_images, test_labels, num_classes, mean, std
-    )
-
-
-def _pad(arrays):
-    """28 x 28 to 32 x 32, with black."""
-    padding = ((0, 0), (2, 2), (2, 2), (0, 0))
-    return arrays._replace(
-        train_images=np.pad(arrays.train_images, padding), test_images=np.pad(arrays.test_images, padding)
-    )
+    train = arrays.train_images, arrays.train_labels.astype(np.int32)
+    test = arrays.test_images, arrays.test_labels.astype(np.int32)
+    return Dataset(name, *train, *test, num_classes, mean, std)
 
 
 def _read_official(name, data_dir, download):
@@ -134,20 +120,16 @@ def _reduce(name, arrays):
     """The first part of a stratified split of the training images."""
     left_out = len(arrays.train_labels) - REDUCED[name]
     if left_out <= 0:
-        raise ValueError(
-            f"{name}: got {len(arrays.train_labels)} training images, expected more than {REDUCED[name]}"
-        )
+        got = f"{len(arrays.train_labels)} training images"
+        raise ValueError(f"{name}: got {got}, expected more than {REDUCED[name]}")
     kept, _ = stratified_split(arrays.train_labels, left_out)
     return arrays._replace(train_images=arrays.train_images[kept], train_labels=arrays.train_labels[kept])
 
 
 def _download(name, base, data_dir):
     if base in cifar_files.CIFAR:
-        try:
-            cifar_files.find_cifar(base, data_dir)
-            return
-        except FileNotFoundError:
-            pass
+        with contextlib.suppress(FileNotFoundError):
+            return cifar_files.find_cifar(base, data_dir)  # it is there
     for file_name in _DOWNLOADS.get(name, _DOWNLOADS[base]):
         dataset_download.fetch(file_name, data_dir)
 
@@ -167,17 +149,14 @@ def _count_classes(name, arrays):
     shapes = [list(images.shape[1:]) for images in (arrays.train_images, arrays.test_images)]
     sizes = [labels.size for labels in (arrays.train_labels, arrays.test_labels)]
     if shapes[0] != shapes[1] or min(sizes) == 0:
-        raise ValueError(
-            f"{name}: {sizes[0]} training images {shapes[0]} and {sizes[1]} test images "
-            f"{shapes[1]}, expected some of each and one shape"
-        )
+        got = f"{sizes[0]} training images {shapes[0]} and {sizes[1]} test images {shapes[1]}"
+        raise ValueError(f"{name}: {got}, expected some of each and one shape")
     present = np.unique(arrays.train_labels)
     num_classes = len(present)
     if present[0] != 0 or present[-1] != num_classes - 1:
-        raise ValueError(
-            f"{name}: the training labels are {num_classes} numbers from {present[0]} to "
-            f"{present[-1]}, expected 0 to {num_classes - 1} without a gap"
-        )
+        got = f"{num_classes} numbers from {present[0]} to {present[-1]}"
+        expected = f"0 to {num_classes - 1} without a gap"
+        raise ValueError(f"{name}: the training labels are {got}, expected {expected}")
     lowest, highest = arrays.test_labels.min(), arrays.test_labels.max()
     if lowest < 0 or highest >= num_classes:
         raise ValueError(f"{name}: test labels from {lowest} to {highest}, expected 0 to {num_classes - 1}")
@@ -197,15 +176,12 @@ def _pixel_statistics(images):
 
 
 def search_split(dataset, seed=0):
-    """Halves the training set for a search, each class in proportion.
+    """Halves the training set for a search, each class in proportion; an odd image goes to validation.
 
-    Args:
-      dataset: Dataset.
-      seed: 0 gives the split of the papers (the first of a stratified shuffle split with test share 0.5).
+    Seed 0 gives the split of the papers (the first of a stratified shuffle split with test share 0.5).
 
     Returns:
-      (train_indices, valid_indices), int32, disjoint, together the whole training set; an odd image
-      goes to validation.
+      (train_indices, valid_indices), int32, disjoint, together the whole training set.
     """
     train, valid = stratified_split(dataset.train_labels, -(-len(dataset.train_labels) // 2), seed)
     return train.astype(np.int32), valid.astype(np.int32)
@@ -214,14 +190,8 @@ def search_split(dataset, seed=0):
 def stratified_split(labels, test_size, seed=0):
     """Splits indices at random into two parts with the class shares of the whole.
 
-    Gives index for index what the first split of `StratifiedShuffleSplit(test_size=...,
-    random_state=seed)` of scikit-learn gives, on which the published reduced sets rest; hence the
-    legacy generator and the exact order of draws.
-
-    Args:
-      labels: integers [N].
-      test_size: images in the second part; the first gets the rest.
-      seed: integer in [0, 2**32).
+    Gives what the first split of scikit-learn's `StratifiedShuffleSplit(test_size=..., random_state=seed)`
+    gives, on which the published reduced sets rest; hence the legacy generator and the exact order of draws.
 
     Returns:
       (first, second), int64 index arrays [N - test_size] and [test_size], in random order.
@@ -232,10 +202,9 @@ def stratified_split(labels, test_size, seed=0):
     _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     train_size = len(labels) - test_size
     if not len(labels) or counts.min() < 2 or min(train_size, test_size) < len(counts):
-        raise ValueError(
-            f"cannot split {len(labels)} images of {len(counts)} classes into {train_size} and "
-            f"{test_size}: expected two or more of each class, and parts of {len(counts)} or more"
-        )
+        split = f"{len(labels)} images of {len(counts)} classes into {train_size} and {test_size}"
+        expected = f"two or more of each class, and parts of {len(counts)} or more"
+        raise ValueError(f"cannot split {split}: expected {expected}")
     generator = np.random.RandomState(seed)
     train_counts = _proportional_counts(counts, train_size, generator)
     test_counts = _proportional_counts(counts - train_counts, test_size, generator)

@@ -5,9 +5,7 @@ ops, T logged steps. A distribution is a `policy_space.Parameters` of probabilit
 the name of the planted op, or None.
 """
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 from dada import ops
@@ -53,8 +51,7 @@ def curves(title, metrics, op_names, initial_mass, planted=None):
     is_planted = [name == planted for name in op_names]
     leading_lines(axes["mass"], steps, metrics["op_mass"], op_names, is_planted, start)
     for panel in axes.values():
-        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        panel.set(xlabel="search step", xlim=(0, 1.02 * steps[-1]))
+        figure_style.over_steps(panel, steps[-1], "search step")
     return figure
 
 
@@ -82,8 +79,7 @@ def training_curves(title, metrics, best):
     _line(rate, epochs, metrics["learning_rate"], figure_style.INK)
     rate.set(title="Learning rate", ylabel="at the end of the epoch", ylim=(0, None))
     for panel in (loss, error, rate):
-        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        panel.set(xlabel="epoch", xlim=(0, 1.02 * epochs[-1]))
+        figure_style.over_steps(panel, epochs[-1], "epoch")
     return figure
 
 
@@ -128,7 +124,7 @@ def learned_policy(title, space, distribution, policy_mass, initial_mass, plante
     pairs; `initial_mass` [R] the same under the distribution before the first step.
     """
     num_ops = len(space.rows)
-    is_pairs = _is_pairs(distribution)
+    is_pairs = distribution.op.shape[1] == 1
     entries = _entries(distribution, num_ops)
     mass = np.sum(entries[0] * entries[1], axis=0)
     order = np.argsort(-mass, kind="stable")
@@ -137,7 +133,7 @@ def learned_policy(title, space, distribution, policy_mass, initial_mass, plante
     figure = figure_style.titled(title, bars_height + (map_height if is_pairs else 0))
     if is_pairs:
         upper, lower = figure.subfigures(2, 1, height_ratios=[bars_height, map_height])
-        _pair_map(lower, names, _pair_matrix(distribution, order))
+        _pair_map(lower, names, distribution.op[0, 0], order)
     else:
         upper = figure
     bars, application, level = upper.subplots(1, 3, sharey=True, width_ratios=[1.4, 1, 1.15])
@@ -191,14 +187,10 @@ def _dots(axes, spread, shown):
     axes.plot(mean, lines, "o", color=figure_style.TRAIN, markersize=4.5)
 
 
-def _is_pairs(distribution):
-    return distribution.op.shape[1] == 1
-
-
 def _entries(distribution, num_ops):
     """Share, application probability and level of every op in every slot, [slots of a policy, R] each."""
     op, application, level = (np.asarray(leaf, np.float64) for leaf in distribution)
-    if _is_pairs(distribution):
+    if op.shape[1] == 1:  # pairs
         member = np.eye(num_ops)[policy_space.pair_table(num_ops)]
         shares = op[0, 0][:, None, None] * member
     else:
@@ -222,29 +214,19 @@ def _spread(values, weights):
     return np.array(result).T
 
 
-def _pair_matrix(distribution, order):
-    """Weight of every pair, [R, R] in the given order of the ops; NaN on and below the diagonal."""
-    num_ops = len(order)
+def _pair_map(figure, names, weights, order):
+    """The weights of all pairs above the diagonal of [R, R], ops in the given order."""
+    num_ops = len(names)
     matrix = np.zeros((num_ops, num_ops))
     first, second = policy_space.pair_table(num_ops).T
-    matrix[first, second] = matrix[second, first] = np.asarray(distribution.op)[0, 0]
+    matrix[first, second] = matrix[second, first] = weights
     matrix = matrix[np.ix_(order, order)]
     matrix[np.tril_indices(num_ops)] = np.nan
-    return matrix
-
-
-def _pair_map(figure, names, matrix):
-    num_ops = len(names)
     axes = figure.subplots()
     axes.set_title("Weight of every pair of ops", pad=6)
-    shades = matplotlib.colormaps["Blues"](np.linspace(0.1, 1, 256))  # the lightest is not the paper's white
-    image = axes.imshow(matrix, cmap=ListedColormap(shades), vmin=0, interpolation="nearest", aspect="auto")
+    image = figure_style.heat_map(axes, matrix, 0.1)
     axes.set_xticks(range(1, num_ops), names[1:], rotation=40, ha="left", rotation_mode="anchor")
     axes.xaxis.tick_top()
-    axes.set_yticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.grid(visible=False)
     # On the diagonal, next to the cells; the triangle below is free for the scale and a list.
     for line, name in enumerate(names[:-1]):
         axes.text(line + 0.4, line, name, ha="right", va="center", fontsize=8)

@@ -6,11 +6,8 @@ inside `figure_style.style()`. T epochs, K candidates.
 Reference: Liu et al. 2021, figures 5 and 4.
 """
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from dada import ops
 from experiments.figures import chart_figures, figure_style, finished_search
@@ -38,8 +35,8 @@ def _p_tp(run, what):
     style = {**figure_style.HOLLOW, "label": "policy file, an entry per epoch"}
     axes.plot(_epoch_times(run), run.policy.content.p_tp, "o", **style)
     axes.axhline(run.summary["p_tp_initial"], label="at the start", **figure_style.START_LINE)
-    axes.set(xlabel="epoch of the search", ylabel="p_tp", ylim=(0, 1.02), xlim=(0, 1.02 * epochs[-1]))
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.set(ylabel="p_tp", ylim=(0, 1.02))
+    figure_style.over_steps(axes, epochs[-1], "epoch of the search", 10)
     figure_style.legend_beside(axes)
     return figure
 
@@ -54,10 +51,9 @@ def _candidates(run, what):
     shown = sorted({0, (len(content.p_o) - 1) // 2, len(content.p_o) - 1})
     panels = upper.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     largest = content.p_o[shown].max()
-    shades = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0.05, 1, 256)))
-    order = np.argsort(-_by_op(run, content.p_o[-1]).sum(1), kind="stable")
+    order = np.argsort(-np.nansum(_by_op(run, content.p_o[-1]), 1), kind="stable")
     for panel, epoch in zip(panels, shown):
-        image = _map(panel, run, content.p_o[epoch], order, shades, largest)
+        image = _map(panel, run, content.p_o[epoch], order, largest)
         moment = "start" if run.policy.preset == "official" else "end"
         panel.set_title(f"p_o at the {moment} of epoch {epoch + 1}")
     names = [run.space.rows[index].name for index in order]
@@ -70,29 +66,23 @@ def _candidates(run, what):
 
 
 def _by_op(run, p_o):
-    """p_o of every op and candidate of it, [R, most candidates of an op]; 0 where there is none."""
+    """p_o of every op and candidate of it, [R, most candidates of an op]; NaN where there is none."""
     rows = run.policy.content.row
-    table = np.zeros((len(run.space.rows), np.bincount(rows).max()))
+    table = np.full((len(run.space.rows), np.bincount(rows).max()), np.nan)
     for row in range(len(table)):
         of_op = p_o[rows == row]
         table[row, : len(of_op)] = of_op
     return table
 
 
-def _map(axes, run, p_o, order, shades, largest):
+def _map(axes, run, p_o, order, largest):
     """A cell per candidate, ops below each other, with the value of the candidate written into it."""
     table = _by_op(run, p_o)[order]
-    present = _by_op(run, np.ones_like(p_o))[order] > 0
-    cells = np.where(present, table, np.nan)
-    image = axes.imshow(cells, cmap=shades, vmin=0, vmax=largest, aspect="auto", interpolation="nearest")
+    image = figure_style.heat_map(axes, table, 0.05, largest)
     for line, row in enumerate(order):
         for column, text in enumerate(_values(run, row)):
             color = "white" if table[line, column] > 0.6 * largest else figure_style.INK
             axes.text(column, line, text, ha="center", va="center", fontsize=6, color=color)
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.grid(visible=False)
     return image
 
 
@@ -117,7 +107,6 @@ def _evolution(axes, run, planted):
     content, epochs = run.policy.content, _epoch_times(run)
     is_planted = [run.space.rows[row].name == planted for row in content.row]
     start = 1.0 / len(content.row), "uniform, as at the start"
-    axes.set(title="p_o over the epochs", xlabel="epoch of the search", ylabel="probability of a draw")
+    axes.set(title="p_o over the epochs", ylabel="probability of a draw")
     chart_figures.leading_lines(axes, epochs, content.p_o, _labels(run), is_planted, start)
-    axes.set_xlim(0, 1.02 * max(epochs[-1], 1))
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    figure_style.over_steps(axes, max(epochs[-1], 1), "epoch of the search", 10)

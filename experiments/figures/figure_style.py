@@ -9,9 +9,13 @@ import os
 import pathlib
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from dada import ops
 
@@ -66,13 +70,22 @@ def legend_beside(axes: Axes) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
 
 
-def page(height: float):
-    """Returns (figure, axes): blank, and one unit of the axes is one inch from the top left corner."""
-    figure = Figure(figsize=(PAGE_WIDTH, height))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set(xlim=(0, PAGE_WIDTH), ylim=(height, 0))
-    return figure, axes
+def over_steps(axes: Axes, last: float, label: str, ticks: int = 5) -> None:
+    """Makes the horizontal axis one of steps or epochs, from 0 to the last one."""
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
+    axes.set(xlabel=label, xlim=(0, 1.02 * last))
+
+
+def heat_map(axes: Axes, cells: np.ndarray, lightest: float, highest: float | None = None) -> AxesImage:
+    """Draws [rows, columns] as blue cells without frame and ticks; NaN leaves a cell blank."""
+    # The lightest shade is not the white of the paper.
+    shades = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(lightest, 1, 256)))
+    image = axes.imshow(cells, shades, vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    return image
 
 
 def save(path: str | os.PathLike, figure: Figure) -> pathlib.Path:
@@ -82,11 +95,6 @@ def save(path: str | os.PathLike, figure: Figure) -> pathlib.Path:
     figure.savefig(part, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     os.replace(part, path)
     return path
-
-
-def unit_text(row: ops.OpRow) -> str:
-    """What `value_text` leaves out, for a heading: "% of width"; "" for an op without magnitude."""
-    return row.unit.replace("fraction of", "% of")
 
 
 def value_text(row: ops.OpRow, value: float) -> str:

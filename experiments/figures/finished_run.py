@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from experiments.data import datasets
-from experiments.figures import deepaa_figures, search_figures, train_plot
+from experiments.figures import chart_figures, deepaa_figures, figure_style, search_figures
 from experiments.runs import run_folder
 
 
@@ -15,8 +15,7 @@ def draw(
     dataset: datasets.Dataset | None = None,
     planted_valid_images: np.ndarray | None = None,
 ) -> list[pathlib.Path]:
-    """Draws a training, or a search of any method; of DeepAA the training of its proxy too. Returns the
-    paths.
+    """Draws a training (RUN/figures/curves.png), or a search of any method; returns the paths.
 
     `dataset` and `planted_valid_images` are what a search has at hand, as in `search_figures.draw`.
 
@@ -26,8 +25,21 @@ def draw(
     """
     flags = run_folder.read_flags(run_path)
     if "policy" in flags:
-        return train_plot.draw(run_path)
+        return draw_training(run_path)
     if flags.get("method") != "deepaa":
         return search_figures.draw(run_path, dataset, planted_valid_images)
     proxy = pathlib.Path(run_path) / "proxy"
-    return deepaa_figures.draw_run(run_path) + (train_plot.draw(proxy) if proxy.is_dir() else [])
+    return deepaa_figures.draw_run(run_path) + (draw_training(proxy) if proxy.is_dir() else [])
+
+
+def draw_training(run_path: str | os.PathLike) -> list[pathlib.Path]:
+    """Draws loss, error and learning rate over the epochs of a training, or of the proxy of a search."""
+    summary, lines = run_folder.read_summary(run_path), run_folder.read_metrics(run_path)
+    if "recipe" not in summary or not lines:
+        raise ValueError(f"{run_path}: no recipe or no epochs, expected the folder of a training")
+    metrics = {name: np.array([line[name] for line in lines], np.float64) for name in lines[0]}
+    title = "{policy}, {model}, {dataset}".format(**summary["recipe"])
+    with figure_style.style():
+        figure = chart_figures.training_curves(title, metrics, summary["best"]["epoch"] - 1)
+        path = run_folder.RunFolder(run_path).figures_path / "curves.png"
+        return [figure_style.save(path, figure)]

@@ -1,13 +1,14 @@
 """Figures made of images: captioned grids, and the sheet of all ops over their levels.
 
-Contract: arrays in, matplotlib figures out; no file is touched and nothing is random. Positions are inches on
-a page (`figure_style.page`). To be called inside `figure_style.style()`.
+Contract: arrays in, matplotlib figures out; no file is touched, nothing is random. Positions are inches from
+the top left corner of a page. To be called inside `figure_style.style()`.
 """
 
 import itertools
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dada import ops
@@ -43,8 +44,7 @@ def image_grid(title: str, blocks: list[Block]):
         0.34 + _LINE * bool(block.column_labels) + len(block.images) * row_height
         for block, row_height in zip(blocks, row_heights)
     ]
-    figure, axes = figure_style.page(_TITLE + sum(block_heights) + _MARGIN)
-    _page_title(axes, title)
+    figure, axes = _page(title, _TITLE + sum(block_heights) + _MARGIN)
     top = _TITLE
     for block, row_height, block_height in zip(blocks, row_heights, block_heights):
         axes.text(_MARGIN, top + 0.12, block.title, va="center")
@@ -94,15 +94,15 @@ def ops_sheet(title: str, original: np.ndarray, heads: tuple[str, ...], sheet: l
     once_lines = -(-(len(once) + 1) // per_line)
     levels_top = _TITLE + 0.3
     once_top = levels_top + num_rows * row_height + 0.36
-    figure, axes = figure_style.page(once_top + once_lines * row_height + _MARGIN)
-    _page_title(axes, title)
+    figure, axes = _page(title, once_top + once_lines * row_height + _MARGIN)
 
     for index, op in enumerate(over_levels):
         block, line = divmod(index, num_rows)
         left = _MARGIN + block * (block_width + between)
         y = levels_top + line * row_height
         axes.text(left, y + height / 2 - 0.04, op.row.name, fontsize=8)
-        _small(axes, left, y + height / 2 + 0.1, figure_style.unit_text(op.row), color=figure_style.NEUTRAL)
+        unit = op.row.unit.replace("fraction of", "% of")
+        _small(axes, left, y + height / 2 + 0.1, unit, color=figure_style.NEUTRAL)
         for column, (value, image) in enumerate(zip(op.values, op.images)):
             x = left + label + column * (width + _GAP / 2)
             if line == 0:
@@ -120,8 +120,14 @@ def ops_sheet(title: str, original: np.ndarray, heads: tuple[str, ...], sheet: l
     return figure
 
 
-def _page_title(axes, title):
+def _page(title, height):
+    """(figure, axes), blank but for the title; one unit of the axes is one inch."""
+    figure = Figure(figsize=(figure_style.PAGE_WIDTH, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set(xlim=(0, figure_style.PAGE_WIDTH), ylim=(height, 0))
     axes.text(_MARGIN, 0.22, title, va="center", fontsize=9.5, weight="bold")
+    return figure, axes
 
 
 def _small(axes, x, y, text, **options):

@@ -67,19 +67,16 @@ def draw(
             "curves": chart_figures.curves(
                 f"The search, step by step: {what}", run.metrics, names, run.initial_mass, planted_name
             ),
-            **_METHOD_FIGURES[run.method](run, what),
+            **(ddas_figures.draw(run, what) if run.method == "ddas" else {"policy": _dada_policy(run, what)}),
             "augmented_images": _augmented_images(run, dataset),
         }
         return [figure_style.save(folder / f"{name}.png", figure) for name, figure in figures.items()]
 
 
-def _dada_figures(run, what):
+def _dada_policy(run, what):
     title = f"The policy at step {run.metrics['step'][-1]:.0f}: {what}"
     masses, planted = (run.policy_mass, run.initial_mass), run.planted.name if run.planted else None
-    return {"policy": chart_figures.learned_policy(title, run.space, run.distribution, *masses, planted)}
-
-
-_METHOD_FIGURES = {"dada": _dada_figures, "ddas": ddas_figures.draw}
+    return chart_figures.learned_policy(title, run.space, run.distribution, *masses, planted)
 
 
 def _class_name(dataset, label):

@@ -113,16 +113,15 @@ def limits(trained: dict[str, Any], device_kind: str) -> dict[str, Any] | str:
     if peaks is None:
         return f"not run: no peaks are known of {device_kind}"
     results = {}
-    for name in WORK.keys() & trained.keys():
-        results[name] = {}
-        for dtype, measured in trained[name].items():
-            arithmetic = getattr(peaks, dtype) / WORK[name].operations
-            traffic = peaks.bandwidth / (_PASSES * WORK[name].outputs * _BYTES[dtype])
-            results[name][dtype] = {
+    for name, work in WORK.items():
+        for dtype, measured in trained.get(name, {}).items():
+            arithmetic = getattr(peaks, dtype) / work.operations
+            traffic = peaks.bandwidth / (_PASSES * work.outputs * _BYTES[dtype])
+            results.setdefault(name, {})[dtype] = {
                 "images_per_second": measured["images_per_second"],
                 "arithmetic_images_per_second": arithmetic,
                 "memory_images_per_second": traffic,
                 "share_of_arithmetic": measured["images_per_second"] / arithmetic,
                 "share_of_memory": measured["images_per_second"] / traffic,
             }
-    return {name: results[name] for name in WORK if name in results}
+    return results

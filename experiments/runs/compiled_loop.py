@@ -22,17 +22,9 @@ def scans() -> bool:
 def shuffled_indices(
     key: jax.Array, step: jax.Array, count: int, size: int, steps_per_pass: int
 ) -> jax.Array:
-    """Images of batch `step` of an endless stream in which every pass has a new random order.
+    """Images, int32 [size], of batch `step` of an endless stream in which every pass has a new random order.
 
-    Args:
-      key: typed key of the stream.
-      step: int scalar, number of the batch.
-      count: images in the data set.
-      size: images in a batch.
-      steps_per_pass: batches in a pass; what they need beyond `count` is taken from the pass's start.
-
-    Returns:
-      int32 [size].
+    A pass has `steps_per_pass` batches; what they need beyond `count` images is taken from the pass's start.
     """
     order = jax.random.permutation(jax.random.fold_in(key, step // steps_per_pass), count)
     return order[((step % steps_per_pass) * size + jnp.arange(size)) % count]
@@ -43,15 +35,6 @@ def compiled(function: Callable, *arguments: Any) -> tuple[Callable, float]:
     start = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
     return program, time.perf_counter() - start
-
-
-def _several(step: Callable, count: int) -> Callable:
-    """`count` steps as one function, with metrics stacked along the first axis."""
-
-    def run(state, key, data):
-        return jax.lax.scan(lambda state, _: step(state, key, data), state, length=count)
-
-    return run
 
 
 class Program:
@@ -101,16 +84,13 @@ class CompiledLoop:
 
     def _call(self, count, state, key, data):
         if count not in self._programs:
-            if scans():
-                function = _several(self._step, count)
-            else:
-                function = lambda *arguments: _with_axis(self._step(*arguments))  # noqa: E731
-            if self.vmap_seeds:
-                function = jax.vmap(function, in_axes=(0, 0, None))
+
+            def steps(state, key, data):
+                if scans():
+                    return jax.lax.scan(lambda state, _: self._step(state, key, data), state, length=count)
+                state, metrics = self._step(state, key, data)
+                return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+
+            function = jax.vmap(steps, in_axes=(0, 0, None)) if self.vmap_seeds else steps
             self._programs[count] = Program(devices.divided(function, self._mesh))
         return self._programs[count](state, key, data)
-
-
-def _with_axis(result):
-    state, metrics = result
-    return state, jax.tree.map(lambda leaf: leaf[None], metrics)

@@ -48,15 +48,12 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
 
 
 def create(path, flags, *, resume=False):
-    """Opens the folder of a run.
+    """Opens the folder of a run, which is created if missing.
 
     Args:
-      path: folder; created if missing.
       flags: mapping from flag name to resolved value (None, bool, int, float, str, or a list of them).
-      resume: go on in a folder that an earlier start of the same run left.
-
-    Returns:
-      RunFolder; of a resumed run without the metrics of steps after its last checkpoint.
+      resume: go on in a folder that an earlier start of the same run left, without the metrics of steps after
+        its last checkpoint.
 
     Raises:
       ValueError: a new run in a folder with content, or a resumed run with other flags than flags.txt holds.
@@ -71,25 +68,18 @@ def create(path, flags, *, resume=False):
     lines = _flag_lines(flags)
     devices.barrier(f"{path}: checked")  # by all processes, before the first one changes it
     folder = RunFolder(path)
-    if devices.is_primary():
-        _open(folder, lines, resume)
-    devices.barrier(f"{path}: open")
-    return folder
-
-
-def _open(folder, flag_lines, resume):
-    """The first files of a run, or those of a resumed one as they were at its last checkpoint."""
-    path = folder.path
-    if resume:
+    if devices.is_primary() and resume:
         folder.clean()
         first = json.loads((path / "environment.json").read_text())
         first.setdefault("resumed", []).append(environment())
         _write_json(path / "environment.json", first)
-        return
-    path.mkdir(parents=True, exist_ok=True)
-    _write_json(path / "environment.json", environment())
-    # Last, because a folder with flags.txt can be resumed.
-    _replace(path / "flags.txt", "".join(f"{line}\n" for line in flag_lines))
+    elif devices.is_primary():
+        path.mkdir(parents=True, exist_ok=True)
+        _write_json(path / "environment.json", environment())
+        # Last, because a folder with flags.txt can be resumed.
+        _replace(path / "flags.txt", "".join(f"{line}\n" for line in lines))
+    devices.barrier(f"{path}: open")
+    return folder
 
 
 class RunFolder:
@@ -109,9 +99,7 @@ class RunFolder:
     def log(self, step, metrics):
         """Appends one line to metrics.jsonl and hands it to the operating system at once.
 
-        Args:
-          step: number of steps done.
-          metrics: mapping from name to a number, string or array; a number that is not finite becomes null.
+        `metrics` maps names to numbers, strings or arrays; a number that is not finite becomes null.
         """
         if not devices.is_primary():
             return
@@ -124,11 +112,9 @@ class RunFolder:
         _write_json(self.path / "summary.json", summary)
 
     def save(self, step, tree):
-        """Saves a checkpoint and deletes all but the last two; called by all processes.
+        """Saves a pytree of arrays, typed keys included, and deletes all checkpoints but the last two.
 
-        Args:
-          step: number of steps done; a checkpoint of the same step is replaced.
-          tree: pytree of arrays, typed keys included.
+        Called by all processes; a checkpoint of the same step is replaced.
         """
         with _quiet():
             ocp.save(self._checkpoints / str(step), tree, overwrite=True)
@@ -141,19 +127,14 @@ class RunFolder:
         return max(self._steps(), default=None)
 
     def restore(self, abstract_tree, step=None):
-        """Reads a whole checkpoint.
+        """Reads a whole checkpoint, one of the last two; the newest without `step`.
 
-        Args:
-          abstract_tree: pytree of arrays or jax.ShapeDtypeStruct with the structure, shapes and
-            types of the saved one; a leaf without a sharding goes to this process's first device.
-          step: which of the last two; the newest if not given.
-
-        Returns:
-          The saved pytree.
+        `abstract_tree` has arrays or jax.ShapeDtypeStruct with the structure, shapes and types of the saved
+        pytree; a leaf without a sharding goes to this process's first device.
 
         Raises:
-          FileNotFoundError: there is no checkpoint. ValueError: it is damaged, or its structure or
-            a shape differs.
+          FileNotFoundError: there is no checkpoint. ValueError: it is damaged, or its structure or a shape
+            differs.
         """
         step = self.latest_step() if step is None else step
         if step is None:
