@@ -8,6 +8,7 @@ with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N. The same
 bytes of policy.json, also when the run was killed and resumed.
 """
 
+import functools
 import math
 import pathlib
 import time
@@ -20,7 +21,7 @@ from dada import models, ops, policies
 from experiments.data import datasets, planting
 from experiments.figures import finished_run
 from experiments.methods import dada_method, ddas_method, deepaa_method, search_loop, search_run
-from experiments.methods.method import Method, Task
+from experiments.methods.method import Method, Task, config_fields
 from experiments.runs import command_line, devices, run_flags, seeds
 
 METHODS = {"dada": dada_method, "ddas": ddas_method, "deepaa": deepaa_method}
@@ -63,32 +64,19 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
                     raise ValueError(f"--{flag} belongs to --method={name}, got --method={chosen}")
                 del settings[flag]
     module = METHODS[chosen]
-    for flag, reason in module.unread(settings).items():
-        if flag in given and values[flag].value != values[flag].default:
-            raise ValueError(f"--{flag}={settings[flag]} has no effect with {reason}")
-        del settings[flag]
+    reasons = module.unread(settings)
+    for flag in run_flags.given_in_vain(values, reasons):
+        raise ValueError(f"--{flag}={settings[flag]} has no effect with {reasons[flag]}")
     run_name = f"{chosen}_{pathlib.Path(settings['dataset']).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
-    defaults = {
-        "run_dir": str(pathlib.Path("runs") / run_name),
-        "epochs": 20,
-        **module.defaults(run_flags.as_dict(values)),
-    }
-    return settings | {
-        name: value
-        for name, value in defaults.items()
-        if name in settings and (settings[name] is None or name not in given)
-    }
+    run_dir = str(pathlib.Path("runs") / run_name)
+    for name, value in {"run_dir": run_dir, "epochs": 20, **module.defaults(settings)}.items():
+        if settings[name] is None or name not in given:
+            settings[name] = value
+    return {name: value for name, value in settings.items() if name not in reasons}
 
 
-def resolve(arguments: list[str]) -> dict[str, Any]:
-    """The resolved flags of a command line.
-
-    Raises:
-      ValueError: a flag that cannot be read, or that the method does not read.
-    """
-    values, rest = command_line.parse(define, arguments)
-    command_line.require_no_arguments(rest)
-    return _resolve(values)
+# The resolved flags of a command line.
+resolve = functools.partial(command_line.resolve, define, _resolve)
 
 
 def _planted_op(text: str | None, method: Method, config: Any) -> tuple[str, float] | None:
@@ -136,9 +124,16 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
         raise ValueError(f"search space: Rotate90 needs square images, got {size[0]} x {size[1]}")
     network, network_config = models.by_name(settings["model"], dataset.num_classes, max(size))
     jax.eval_shape(lambda: network.init(jax.random.key(0), network_config))  # refuses a wrong depth
-    steps_per_epoch = search_loop.steps_per_epoch(len(train_indices), settings["batch_size"])
     plan = method.plan(settings, dataset)
-    config = method.config(settings, network, space, dataset, steps_per_epoch, mesh)
+    fields = config_fields(
+        method.library.Config,
+        settings,
+        dataset,
+        apply=network.apply,
+        space=space,
+        steps_per_epoch=search_loop.steps_per_epoch(len(train_indices), settings["batch_size"]),
+    )
+    config = method.config(settings, fields, mesh)
     data = search_loop.to_device(dataset, train_indices, valid_indices)
     planted = _planted_op(settings["planted_op"], method, config)
     if planted:
@@ -163,18 +158,11 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     command_line.require_no_arguments(arguments)
     run_flags.start(values)
     settings = _resolve(values)
-    dataset = datasets.load(
-        settings["dataset"], settings["data_dir"], settings["download"], settings["image_size"]
-    )
+    dataset = run_flags.load_dataset(settings)
     task = task_of(settings, dataset)
     if task.planted:
         settings["planted_op"] = "{}:{}".format(*task.planted)
-    folders = seeds.open_folders(
-        pathlib.Path(settings["run_dir"]),
-        range(settings["seed"], settings["seed"] + settings["num_seeds"]),
-        settings,
-        resume=settings["resume"],
-    )
+    folders = seeds.open_folders(settings)
     for seed, policy in search_run.run(task, folders):
         folder = folders[seed]
         finished_run.draw(folder.path, dataset, task.data.valid.images if task.planted else None)

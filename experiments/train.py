@@ -68,28 +68,17 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
     Raises:
       ValueError: a flag was given that the others leave without effect.
     """
-    settings, given = run_flags.as_dict(values), run_flags.given(values)
-    unread = {
-        "cosine_epochs": settings["schedule"] != "cosine",
-        "decay_epochs": settings["schedule"] != "step",
-    }
-    for flag, is_unread in unread.items():
-        if is_unread and flag in given and values[flag].value != values[flag].default:
-            raise ValueError(f"--{flag} has no effect with --schedule={settings['schedule']}")
+    settings = run_flags.as_dict(values)
+    unread = {"cosine": ["decay_epochs"], "step": ["cosine_epochs"]}[settings["schedule"]]
+    for flag in run_flags.given_in_vain(values, unread):
+        raise ValueError(f"--{flag} has no effect with --schedule={settings['schedule']}")
     name = f"train_{pathlib.Path(settings['dataset']).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
     defaults = {"run_dir": str(pathlib.Path("runs") / name), "epochs": 200}
     return settings | {flag: value for flag, value in defaults.items() if settings[flag] is None}
 
 
-def resolve(arguments: list[str]) -> dict[str, Any]:
-    """The resolved flags of a command line.
-
-    Raises:
-      ValueError: a flag that cannot be read.
-    """
-    values, rest = command_line.parse(define, arguments)
-    command_line.require_no_arguments(rest)
-    return _resolve(values)
+# The resolved flags of a command line.
+resolve = functools.partial(command_line.resolve, define, _resolve)
 
 
 def _plant(text: str | None, dataset: datasets.Dataset) -> datasets.Dataset:
@@ -147,14 +136,15 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> train_run.Ta
     apply = module.apply
     if settings["batch_norm_momentum"] is not None:
         apply = functools.partial(apply, batch_norm_momentum=settings["batch_norm_momentum"])
-    fields = config_fields(policy_training.Config, settings, dataset)
-    fields |= {
-        "apply": apply,
-        "policy": _policy(settings["policy"], settings["freeze_schedule"], tuple(image_size)),
-        "steps_per_epoch": count // batch_size,
-        "num_epochs": settings["epochs"],
-        "decay_epochs": _numbers("decay_epochs", settings["decay_epochs"]),
-    }
+    fields = config_fields(
+        policy_training.Config,
+        settings,
+        dataset,
+        apply=apply,
+        policy=_policy(settings["policy"], settings["freeze_schedule"], tuple(image_size)),
+        steps_per_epoch=count // batch_size,
+        decay_epochs=_numbers("decay_epochs", settings["decay_epochs"]),
+    )
     return train_run.Task(
         config=policy_training.Config(**fields),
         model=(module, model_config),
@@ -181,10 +171,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     command_line.require_no_arguments(arguments)
     run_flags.start(values)
     settings = _resolve(values)
-    dataset = datasets.load(
-        settings["dataset"], settings["data_dir"], settings["download"], settings["image_size"]
-    )
-    task = task_of(settings, dataset)
+    task = task_of(settings, run_flags.load_dataset(settings))
     if settings["smoke"]:
         first, second = train_run.smoke(task, settings["seed"])
         print(
@@ -192,12 +179,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
             f"loss {first:.4f} and {second:.4f} in two steps"
         )
         return
-    folders = seeds.open_folders(
-        pathlib.Path(settings["run_dir"]),
-        range(settings["seed"], settings["seed"] + settings["num_seeds"]),
-        settings,
-        resume=settings["resume"],
-    )
+    folders = seeds.open_folders(settings)
     for seed, summary in train_run.run(task, folders):
         finished_run.draw(folders[seed].path)
         print(_report(seed, summary, folders[seed]))

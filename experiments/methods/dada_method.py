@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from dada import ops, policies
+from dada import policies
 from dada.searches import dada, dada_official
 from dada.searches.dada import config as dada_config
 from dada.searches.dada import space as policy_space
@@ -16,7 +16,7 @@ from dada.searches.dada_official import config as official_config
 from dada.searches.dada_official import gradient as official_gradient
 from experiments.data import datasets
 from experiments.methods import search_loop
-from experiments.methods.method import Method, Settings, Task, config_fields, defaults_of
+from experiments.methods.method import Method, Settings, Task, defaults_of
 from experiments.runs import command_line, run_folder
 
 MIXTURES = ("gumbel", "straight_through")
@@ -80,29 +80,12 @@ def defaults(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _config(
-    library: ModuleType,
-    settings: Settings,
-    network: ModuleType,
-    space: ops.SearchSpace,
-    dataset: datasets.Dataset,
-    steps_per_epoch: int,
-    mesh: Any,
-) -> Any:
+def _config(library: ModuleType, settings: Settings, fields: dict[str, Any], mesh: Any) -> Any:
     del mesh
-    fields = config_fields(library.Config, settings, dataset)
     # A temperature that no estimator reads has its default.
     if "temperature" in settings:
-        fields["temperature"] = (settings["temperature"], settings["final_temperature"])
-    return library.Config(
-        **{
-            **fields,
-            "apply": network.apply,
-            "space": space,
-            "num_epochs": settings["epochs"],
-            "steps_per_epoch": steps_per_epoch,
-        }
-    )
+        fields = {**fields, "temperature": (settings["temperature"], settings["final_temperature"])}
+    return library.Config(**fields)
 
 
 def _planted_levels(config: Any, row: int) -> tuple[float, ...]:

@@ -1,6 +1,5 @@
 """The flags of DDAS, and its method."""
 
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -11,10 +10,9 @@ from absl import flags
 from dada import ops, policies
 from dada.searches import ddas
 from dada.searches.ddas import config as ddas_config
-from experiments.data import datasets
 from experiments.methods import search_loop
 from experiments.methods.dada_method import CORRECTED as DADA
-from experiments.methods.method import Settings, Task, config_fields, defaults_of
+from experiments.methods.method import Settings, Task, defaults_of
 from experiments.runs import command_line, run_folder
 
 
@@ -70,22 +68,11 @@ def _candidates(settings: Settings, space: ops.SearchSpace) -> ddas.Candidates:
     return ddas.candidates(space, magnitudes or None)
 
 
-def _config(
-    settings: Settings,
-    network: ModuleType,
-    space: ops.SearchSpace,
-    dataset: datasets.Dataset,
-    steps_per_epoch: int,
-    mesh: Any,
-) -> ddas.Config:
+def _config(settings: Settings, fields: dict[str, Any], mesh: Any) -> ddas.Config:
     del mesh
     return ddas.Config(
-        **config_fields(ddas.Config, settings, dataset),
-        apply=network.apply,
-        space=space,
-        candidates=_candidates(settings, space),
-        num_epochs=settings["epochs"],
-        steps_per_epoch=steps_per_epoch,
+        **fields,
+        candidates=_candidates(settings, fields["space"]),
         initial_p_tp=settings["p_tp"],
         momentum_decay=settings["momentum"],
     )

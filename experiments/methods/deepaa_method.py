@@ -1,19 +1,17 @@
 """The flags of DeepAA, and its method."""
 
 import pathlib
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from dada import ops
 from dada.searches import deepaa
 from dada.searches.deepaa import config as deepaa_config
 from dada.training import sgd
 from experiments.data import datasets
 from experiments.methods import deepaa_run
-from experiments.methods.method import Method, Settings, config_fields, defaults_of
+from experiments.methods.method import Method, Settings, defaults_of
 from experiments.runs import command_line, compiled_loop, run_folder
 
 _DEFAULTS = defaults_of(deepaa.Config)
@@ -93,19 +91,10 @@ def _split(dataset: datasets.Dataset, settings: Settings) -> tuple[np.ndarray, n
     return train, valid
 
 
-def _config(
-    settings: Settings,
-    network: ModuleType,
-    space: ops.SearchSpace,
-    dataset: datasets.Dataset,
-    steps_per_epoch: int,
-    mesh: Any,
-) -> deepaa.Config:
-    del steps_per_epoch
-    fields = config_fields(deepaa.Config, settings, dataset)
-    fields["stop_probability"] = settings["stop_probability"] or None
+def _config(settings: Settings, fields: dict[str, Any], mesh: Any) -> deepaa.Config:
     loop = "scan" if compiled_loop.scans() or mesh is not None else "python"
-    return deepaa.Config(**{**fields, "apply": network.apply, "space": space, "chunk_loop": loop})
+    stop_probability = settings["stop_probability"] or None
+    return deepaa.Config(**{**fields, "stop_probability": stop_probability, "chunk_loop": loop})
 
 
 def _plan(settings: Settings, dataset: datasets.Dataset) -> deepaa_run.Plan:

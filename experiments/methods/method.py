@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from dada import ops, policies
+from dada import policies
 from experiments.data import datasets
 from experiments.methods import search_loop
 from experiments.runs import run_folder
@@ -52,8 +52,8 @@ class Method(NamedTuple):
     maps_seeds: bool  # whether all seeds run at once on an accelerator
     # Places of the training images to search on and to validate with. (dataset, settings) -> both
     split: Callable[[datasets.Dataset, Settings], tuple[np.ndarray, np.ndarray]]
-    # The library's Config. (settings, network, space, dataset, steps per epoch, mesh) -> Config
-    config: Callable[[Settings, ModuleType, ops.SearchSpace, datasets.Dataset, int, Any], Any]
+    # The library's Config. (settings, its fields of `config_fields`, the mesh of the run) -> Config
+    config: Callable[[Settings, dict[str, Any], Any], Any]
     # What the functions below need besides it. (settings, dataset) -> Task.plan
     plan: Callable[[Settings, datasets.Dataset], Any]
     # Levels at which an op is planted if no value is given, the best one first. (config, row) -> levels
@@ -77,13 +77,19 @@ class Method(NamedTuple):
     learning_rate: Callable[[Any, jax.Array], jax.Array] | None = None
 
 
-def config_fields(config_class: type, settings: Settings, dataset: datasets.Dataset) -> dict[str, Any]:
-    """Fields of a Config that flags of the same name and the data set say."""
-    names = {field.name for field in dataclasses.fields(config_class)}
-    fields = {name: value for name, value in settings.items() if name in names}
-    if "clip_norm" in fields:
-        fields["clip_norm"] = settings["clip_norm"] or None
-    return {**fields, "mean": tuple(dataset.mean.tolist()), "std": tuple(dataset.std.tolist())}
+def config_fields(
+    config_class: type, settings: Settings, dataset: datasets.Dataset, **more
+) -> dict[str, Any]:
+    """Fields of a Config that flags of its names, the data set and `more` say; other names are left out."""
+    said = {
+        **settings,
+        "clip_norm": settings["clip_norm"] or None,
+        "num_epochs": settings["epochs"],
+        "mean": tuple(dataset.mean.tolist()),
+        "std": tuple(dataset.std.tolist()),
+        **more,
+    }
+    return {field.name: said[field.name] for field in dataclasses.fields(config_class) if field.name in said}
 
 
 def defaults_of(config_class: type) -> dict[str, Any]:

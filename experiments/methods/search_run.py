@@ -39,15 +39,13 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[
 
 def _run_at_once(task, search, folders):
     method, config, count = task.method, task.config, len(folders)
-    is_vmapped = count > 1
     first = min(folder.latest_step() or 0 for folder in folders.values())
     states, data_keys = zip(*(method.start(task, seed, folder, first) for seed, folder in folders.items()))
     if first:
         states = [folder.restore(state, first) for folder, state in zip(folders.values(), states)]
     for folder in folders.values():
         folder.clean(first)
-    start = (seeds.stack(states), seeds.stack(data_keys)) if is_vmapped else (states[0], data_keys[0])
-    state, key = devices.replicate(start, task.mesh)
+    state, key = devices.replicate((seeds.stack(states), seeds.stack(data_keys)), task.mesh)
 
     lines = run_folder.read_metrics(next(iter(folders.values())).path)
     seconds_before, seconds = lines[-1]["seconds"] if lines else 0.0, 0.0
@@ -65,33 +63,34 @@ def _run_at_once(task, search, folders):
             ):
                 state = after
                 block = time.perf_counter() - start - ((search.seconds_compile or 0.0) - compiled)
-                metrics = seeds.rows(metrics, is_vmapped)
+                metrics = seeds.rows(metrics, count)
                 _log(method.watched, folders, metrics, done, seconds_before + seconds + block)
                 done += taken
                 bar.update(taken)
                 bar.set_postfix_str(_progress(config, metrics))
             seconds += time.perf_counter() - start - ((search.seconds_compile or 0.0) - compiled)
-            for folder, one in zip(folders.values(), seeds.each(state, count) if is_vmapped else [state]):
+            for folder, one in zip(folders.values(), seeds.each(state, count)):
                 folder.save(done, one)
 
     timing = {"seconds_run": seconds_before + seconds, "seeds_at_once": count}
     if search.seconds_compile is not None:
         timing["seconds_compile"] = search.seconds_compile - compiled_before
+    finished = {}
     if devices.is_primary():
-        last = devices.local(state, task.mesh)
-        for (seed, folder), one in zip(folders.items(), seeds.each(last, count) if is_vmapped else [last]):
-            data_set = pathlib.Path(task.dataset.name).stem
+        data_set = pathlib.Path(task.dataset.name).stem
+        of_seeds = seeds.each(devices.local(state, task.mesh), count)
+        for (seed, folder), one in zip(folders.items(), of_seeds):
             policy = method.library.extract_policy(config, one, seed=seed, data_set=data_set, source=_SOURCE)
             policies.save(folder.policy_path, policy)
-            folder.write_summary({**_summary(task, folder, one, policy), **timing})
-    if task.measure_cost:  # last: it may take longer than the search
-        plain = method.plain_steps(task, is_vmapped)
-        timing["plain_step_ratio"] = cost.plain_step_ratio(task, search, plain, state, key)
-    if devices.is_primary():
-        for seed, folder in folders.items():
-            if task.measure_cost:
-                folder.write_summary({**run_folder.read_summary(folder.path), **timing})
-            yield seed, policies.load(folder.policy_path)
+            summary = {**_summary(task, folder, one, policy), **timing}
+            folder.write_summary(summary)
+            finished[seed] = policy, summary
+    if task.measure_cost:  # last, by all processes: it may take longer than the search
+        plain = method.plain_steps(task, count > 1)
+        ratio = cost.plain_step_ratio(task, search, plain, state, key)
+        for seed, (_, summary) in finished.items():
+            folders[seed].write_summary({**summary, "plain_step_ratio": ratio})
+    yield from ((seed, policy) for seed, (policy, _) in finished.items())
 
 
 def _log(watched, folders, metrics, done, seconds):

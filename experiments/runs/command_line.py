@@ -45,6 +45,19 @@ def parse(define: Define, arguments: list[str]) -> tuple[flags.FlagValues, list[
         raise ValueError(f"{error.filename}: {error.strerror}") from error
 
 
+def resolve(
+    define: Define, resolve_values: Callable[[flags.FlagValues], dict[str, Any]], arguments: list[str]
+) -> dict[str, Any]:
+    """The resolved flags of a command line, in which a command allows flags only.
+
+    Raises:
+      ValueError: a flag that cannot be read, or that the command refuses.
+    """
+    values, rest = parse(define, arguments)
+    require_no_arguments(rest)
+    return resolve_values(values)
+
+
 def definers(values: flags.FlagValues) -> types.SimpleNamespace:
     """absl's DEFINE_bool, DEFINE_enum, ... for these values, as `bool`, `enum` and so on."""
     kinds = ("bool", "enum", "float", "integer", "list", "string")
@@ -62,7 +75,7 @@ def require_no_arguments(arguments: list[str]) -> None:
 def run(
     define: Define,
     main: Callable[[flags.FlagValues, list[str]], None],
-    resolve: Callable[[flags.FlagValues], Mapping[str, Any]] | None = None,
+    resolve_values: Callable[[flags.FlagValues], Mapping[str, Any]] | None = None,
 ) -> None:
     """Parses the command line of this process and calls `main`.
 
@@ -70,7 +83,7 @@ def run(
       define: defines the flags.
       main: takes the flags and the other arguments. A ValueError, TypeError or OSError, and `Interrupted`,
         end the program with their message.
-      resolve: the flags that are read with those that are given, and their values; --help shows these.
+      resolve_values: the flags that are read with those that are given, and their values; --help shows these.
     """
 
     def define_all(values):
@@ -79,19 +92,25 @@ def run(
 
     logging.set_verbosity(logging.WARNING)
     given = [argument for argument in sys.argv[1:] if argument not in _HELP]
-    is_debug = "--debug" in given
     try:
         values, arguments = parse(define_all, given)
+    except ValueError as error:
+        _fail(error)
+    try:
         if len(given) < len(sys.argv) - 1:
-            shown = resolve(values) if resolve else values.flag_values_dict()
+            shown = resolve_values(values) if resolve_values else values.flag_values_dict()
             print(_help(inspect.getmodule(main).__doc__, values, shown))
-            return
-        main(values, arguments)
+        else:
+            main(values, arguments)
     except (ValueError, TypeError, OSError, Interrupted) as error:
-        if is_debug:
+        if values.debug:
             raise
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        _fail(error)
+
+
+def _fail(error):
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(2)
 
 
 def _help(description, values, shown):

@@ -1,5 +1,6 @@
 """Flags that search and training share: where a run happens, on what data, and how the network trains."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import flags
@@ -58,6 +59,16 @@ def as_dict(values: flags.FlagValues) -> dict[str, Any]:
 def given(values: flags.FlagValues) -> set[str]:
     """Names of the flags that were given, on the command line or in a flag file."""
     return {name for name, flag in _flags(values).items() if flag.present}
+
+
+def given_in_vain(values: flags.FlagValues, unread: Iterable[str]) -> list[str]:
+    """Those of the flags that nothing reads which were given another value than their default."""
+    return [name for name in unread if values[name].present and values[name].value != values[name].default]
+
+
+def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
+    """The data set that resolved flags say; raises as `datasets.load`."""
+    return datasets.load(*(settings[name] for name in ("dataset", "data_dir", "download", "image_size")))
 
 
 def _flags(values):

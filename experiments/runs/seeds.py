@@ -5,6 +5,7 @@ times, one after the other.
 """
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,26 +15,25 @@ import numpy as np
 from experiments.runs import compiled_loop, run_folder
 
 
-def open_folders(
-    root: pathlib.Path, seeds: range, flags: dict[str, Any], *, resume: bool
-) -> dict[int, run_folder.RunFolder]:
-    """Opens the run folders by seed: `root` itself for one seed, else root/seed_N.
+def open_folders(settings: dict[str, Any]) -> dict[int, run_folder.RunFolder]:
+    """Opens the run folders by seed: --run_dir itself for one seed, else --run_dir/seed_N.
 
-    Each folder gets the resolved flags of a run with its seed alone. With `resume`, an earlier start may not
+    Each folder gets the resolved flags of a run with its seed alone. With --resume, an earlier start may not
     have come to all seeds.
 
     Raises: as `run_folder.create`.
     """
-    is_many = len(seeds) > 1
+    root, resume = pathlib.Path(settings["run_dir"]), settings["resume"]
+    is_many = settings["num_seeds"] > 1
     if is_many and resume and not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder to resume")
     if is_many and not resume and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"{root} is not an empty folder: choose another, or add --resume")
     folders = {}
-    for seed in seeds:
+    for seed in range(settings["seed"], settings["seed"] + settings["num_seeds"]):
         path = root / f"seed_{seed}" if is_many else root
         resumes = resume and not (is_many and not path.exists())
-        folders[seed] = run_folder.create(path, {**flags, "seed": seed, "num_seeds": 1}, resume=resumes)
+        folders[seed] = run_folder.create(path, {**settings, "seed": seed, "num_seeds": 1}, resume=resumes)
     return folders
 
 
@@ -42,17 +42,17 @@ def groups(folders: dict[int, run_folder.RunFolder]) -> list[dict[int, run_folde
     return [folders] if compiled_loop.scans() else [{seed: one} for seed, one in folders.items()]
 
 
-def stack(trees):
-    """Trees of equal structure as one, with a leading axis of seeds."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def stack(trees: Sequence[Any]) -> Any:
+    """Trees of equal structure as one, with a leading axis of seeds; a tree alone as it is."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) if len(trees) > 1 else trees[0]
 
 
-def rows(metrics, is_stacked: bool):
-    """Metrics as NumPy arrays with a leading axis of seeds, which those of one seed alone do not have."""
+def rows(metrics: Any, count: int) -> Any:
+    """Metrics of `count` seeds as NumPy arrays with a leading axis of seeds, which those of one lack."""
     arrays = jax.tree.map(np.asarray, metrics)
-    return arrays if is_stacked else jax.tree.map(lambda leaf: leaf[None], arrays)
+    return arrays if count > 1 else jax.tree.map(lambda leaf: leaf[None], arrays)
 
 
-def each(tree, count: int) -> list:
-    """The trees of all seeds, from one with a leading axis of seeds."""
-    return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(count)]  # noqa: B023
+def each(tree: Any, count: int) -> list[Any]:
+    """The trees of `count` seeds; undoes `stack`."""
+    return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(count)] if count > 1 else [tree]  # noqa: B023

@@ -126,9 +126,7 @@ def _run_at_once(task, loop, test, folders):
         folder.clean(done)
         if devices.is_primary():
             policies.save(folder.policy_path, config.policy)
-    is_vmapped = count > 1
-    start = (seeds.stack(states), seeds.stack(keys)) if is_vmapped else (states[0], keys[0])
-    state, key = devices.replicate(start, task.mesh)
+    state, key = devices.replicate((seeds.stack(states), seeds.stack(keys)), task.mesh)
 
     def seconds_compile():
         return loop.seconds_compile + test.seconds_compile
@@ -144,19 +142,19 @@ def _run_at_once(task, loop, test, folders):
             parts = []
             for after, metrics, taken in loop.run(state, key, task.data, config.steps_per_epoch):
                 state = after
-                parts.append(seeds.rows(metrics, is_vmapped))
+                parts.append(seeds.rows(metrics, count))
                 _require_finite(folders, parts[-1]["loss"], done)
                 done += taken
                 bar.update(taken)
             seconds_train = time.perf_counter() - start - (seconds_compile() - compiled)
-            result = seeds.rows(test(state, task.data), is_vmapped)
+            result = seeds.rows(test(state, task.data), count)
             seconds += time.perf_counter() - start - (seconds_compile() - compiled)
             timing = {"seconds": round(seconds, 3), "seconds_train": round(seconds_train, 3)}
             of_steps = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
             for index, folder in enumerate(folders.values()):
                 line = _line(task, index, of_steps, result)
                 folder.log(done, {"epoch": epoch, **timing, **line})
-            for folder, one in zip(folders.values(), seeds.each(state, count) if is_vmapped else [state]):
+            for folder, one in zip(folders.values(), seeds.each(state, count)):
                 folder.save(done, one)
             bar.set_postfix_str(f"loss {of_steps['loss'].mean():.3f} test {line['test_accuracy']:.4f}")
 

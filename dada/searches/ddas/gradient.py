@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from ...gradients import bilevel
+from ...training.sgd import mean_of_devices
 
 
 class Parameters(NamedTuple):
@@ -56,7 +57,7 @@ def policy_weights(parameters: Parameters, policies: jax.Array, axis_name: str |
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
     p = jnp.exp(log_p - largest)
-    return p / _mean(jnp.mean(jnp.sum(p, 1)), axis_name)
+    return p / mean_of_devices(jnp.mean(jnp.sum(p, 1)), axis_name)
 
 
 def policy_gradient(
@@ -77,13 +78,13 @@ def policy_gradient(
       `Parameters`; 0 where every c is 0. With all K^N_o policies it is that of eq. (10) and (11) over Z_g.
     """
     p_tp, p_o = jax.nn.sigmoid(parameters.p_tp), jax.nn.softmax(parameters.p_o)
-    z_g = _mean(jnp.mean(jnp.sum(jnp.abs(c), 1)), axis_name)
+    z_g = mean_of_devices(jnp.mean(jnp.sum(jnp.abs(c), 1)), axis_name)
     weighted = c * policy_weights(parameters, policies, axis_name) / jnp.where(z_g > 0, z_g, 1.0)
     count = jnp.sum(jax.nn.one_hot(policies, p_o.size, dtype=p_o.dtype), 2)
     score = count - policies.shape[2] * p_o
     return Parameters(
-        p_tp=p_tp * (1.0 - p_tp) * _mean(jnp.mean(jnp.sum(weighted, 1)), axis_name),
-        p_o=p_tp * _mean(jnp.mean(jnp.einsum("gl,glk->gk", weighted, score), 0), axis_name),
+        p_tp=p_tp * (1.0 - p_tp) * mean_of_devices(jnp.mean(jnp.sum(weighted, 1)), axis_name),
+        p_o=p_tp * mean_of_devices(jnp.mean(jnp.einsum("gl,glk->gk", weighted, score), 0), axis_name),
     )
 
 
@@ -121,25 +122,25 @@ def mixed_gradient(
 
         def expected_loss(params):
             each, aux = every_loss(params)
-            return _mean(jnp.sum(jnp.mean(weights.T * each, 1)), axis_name), (each, aux)
+            return mean_of_devices(jnp.sum(jnp.mean(weights.T * each, 1)), axis_name), (each, aux)
 
         gradient, outputs = jax.grad(expected_loss, has_aux=True)(params)
 
         def score(direction):
             return bilevel.alignment(lambda params: every_loss(params)[0], params, direction).T
 
-        return _mean(gradient, axis_name), score, outputs
+        return mean_of_devices(gradient, axis_name), score, outputs
 
     def mean_loss(params, copy):
         each, aux = losses(params, copy)
-        return _mean(jnp.mean(each), axis_name), (each, aux)
+        return mean_of_devices(jnp.mean(each), axis_name), (each, aux)
 
     # No loop of XLA and no vmap: both make the gradients of convolutions slow on a CPU.
     gradients_and_outputs = [
         jax.grad(mean_loss, has_aux=True)(params, jax.tree.map(lambda leaf: leaf[index], inputs))  # noqa: B023
         for index in range(weights.shape[1])
     ]
-    gradients = [_mean(gradient, axis_name) for gradient, _ in gradients_and_outputs]
+    gradients = [mean_of_devices(gradient, axis_name) for gradient, _ in gradients_and_outputs]
     mixture = jax.tree.map(lambda *leaves: sum(w * g for w, g in zip(weights[0], leaves)), *gradients)
 
     def score(direction):
@@ -151,7 +152,3 @@ def mixed_gradient(
         score,
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *(outputs for _, outputs in gradients_and_outputs)),
     )
-
-
-def _mean(tree, axis_name):
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
