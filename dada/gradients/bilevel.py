@@ -43,8 +43,8 @@ def loss_gradient(
     """
 
     def mean_loss(params):
-        each, aux = losses(params)
-        return _mean_of_devices(jnp.mean(each), axis_name), aux
+        values, aux = losses(params)
+        return _mean_of_devices(jnp.mean(values), axis_name), aux
 
     (loss, aux), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
     return _mean_of_devices(gradient, axis_name), loss, aux

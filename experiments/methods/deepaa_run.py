@@ -57,9 +57,9 @@ def class_table(labels: np.ndarray, num_classes: int) -> ClassTable:
     """Lists the images of each class; rows are filled up with 0."""
     members = [np.flatnonzero(labels == label) for label in range(num_classes)]
     index = np.zeros((num_classes, max(map(len, members))), np.int32)
-    for row, own in zip(index, members):
-        row[: len(own)] = own
-    return ClassTable(jnp.asarray(index), jnp.asarray([len(own) for own in members], jnp.int32))
+    for row, places in zip(index, members):
+        row[: len(places)] = places
+    return ClassTable(jnp.asarray(index), jnp.asarray([len(places) for places in members], jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames=("num_points", "num_valid"))

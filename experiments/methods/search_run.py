@@ -69,7 +69,7 @@ def _run_at_once(task, search, folders):
                 bar.update(taken)
                 bar.set_postfix_str(_progress(config, metrics))
             seconds += time.perf_counter() - start - ((search.seconds_compile or 0.0) - compiled)
-            for folder, one in zip(folders.values(), seeds.each(state, count)):
+            for folder, one in zip(folders.values(), seeds.unstack(state, count)):
                 folder.save(done, one)
 
     timing = {"seconds_run": seconds_before + seconds, "seeds_at_once": count}
@@ -78,7 +78,7 @@ def _run_at_once(task, search, folders):
     finished = {}
     if devices.is_primary():
         data_set = pathlib.Path(task.dataset.name).stem
-        of_seeds = seeds.each(devices.local(state, task.mesh), count)
+        of_seeds = seeds.unstack(devices.local(state, task.mesh), count)
         for (seed, folder), one in zip(folders.items(), of_seeds):
             policy = method.library.extract_policy(config, one, seed=seed, data_set=data_set, source=_SOURCE)
             policies.save(folder.policy_path, policy)

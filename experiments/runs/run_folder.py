@@ -162,8 +162,8 @@ class RunFolder:
 
     def _steps(self):
         """Sorted steps of the whole checkpoints; Orbax writes this file just before the rename."""
-        found = self._checkpoints.glob("*/_CHECKPOINT_METADATA")
-        return sorted(int(file.parent.name) for file in found if file.parent.name.isdecimal())
+        checkpoints = self._checkpoints.glob("*/_CHECKPOINT_METADATA")
+        return sorted(int(file.parent.name) for file in checkpoints if file.parent.name.isdecimal())
 
 
 def environment():
@@ -254,8 +254,8 @@ def _git_commit():
     root = pathlib.Path(__file__).resolve().parents[2]
     command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=10)
-        return found.decode().strip()
+        output = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=10)
+        return output.decode().strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

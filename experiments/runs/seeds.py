@@ -53,6 +53,6 @@ def rows(metrics: Any, count: int) -> Any:
     return arrays if count > 1 else jax.tree.map(lambda leaf: leaf[None], arrays)
 
 
-def each(tree: Any, count: int) -> list[Any]:
+def unstack(tree: Any, count: int) -> list[Any]:
     """The trees of `count` seeds; undoes `stack`."""
     return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(count)] if count > 1 else [tree]  # noqa: B023

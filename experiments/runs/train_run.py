@@ -154,7 +154,7 @@ def _run_at_once(task, loop, test, folders):
             for index, folder in enumerate(folders.values()):
                 line = _line(task, index, of_steps, result)
                 folder.log(done, {"epoch": epoch, **timing, **line})
-            for folder, one in zip(folders.values(), seeds.each(state, count)):
+            for folder, one in zip(folders.values(), seeds.unstack(state, count)):
                 folder.save(done, one)
             bar.set_postfix_str(f"loss {of_steps['loss'].mean():.3f} test {line['test_accuracy']:.4f}")
 

@@ -121,8 +121,8 @@ def mixed_gradient(
             return jax.vmap(losses, (None, 0))(params, inputs)
 
         def expected_loss(params):
-            each, aux = every_loss(params)
-            return mean_of_devices(jnp.sum(jnp.mean(weights.T * each, 1)), axis_name), (each, aux)
+            values, aux = every_loss(params)
+            return mean_of_devices(jnp.sum(jnp.mean(weights.T * values, 1)), axis_name), (values, aux)
 
         gradient, outputs = jax.grad(expected_loss, has_aux=True)(params)
 
@@ -131,24 +131,22 @@ def mixed_gradient(
 
         return mean_of_devices(gradient, axis_name), score, outputs
 
-    def mean_loss(params, copy):
-        each, aux = losses(params, copy)
-        return mean_of_devices(jnp.mean(each), axis_name), (each, aux)
-
     # No loop of XLA and no vmap: both make the gradients of convolutions slow on a CPU.
-    gradients_and_outputs = [
-        jax.grad(mean_loss, has_aux=True)(params, jax.tree.map(lambda leaf: leaf[index], inputs))  # noqa: B023
-        for index in range(weights.shape[1])
-    ]
-    gradients = [mean_of_devices(gradient, axis_name) for gradient, _ in gradients_and_outputs]
+    gradients, outputs = [], []
+    for index in range(weights.shape[1]):
+        copy = jax.tree.map(lambda leaf: leaf[index], inputs)  # noqa: B023
+
+        def with_losses(params, copy=copy):
+            values, aux = losses(params, copy)
+            return values, (values, aux)
+
+        gradient, _, output = bilevel.loss_gradient(with_losses, params, axis_name)
+        gradients.append(gradient)
+        outputs.append(output)
     mixture = jax.tree.map(lambda *leaves: sum(w * g for w, g in zip(weights[0], leaves)), *gradients)
 
     def score(direction):
         products = [jax.tree.map(lambda v, g: jnp.sum(v * g), direction, gradient) for gradient in gradients]
         return jnp.stack([sum(jax.tree.leaves(product)) for product in products])[None]
 
-    return (
-        mixture,
-        score,
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *(outputs for _, outputs in gradients_and_outputs)),
-    )
+    return mixture, score, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)

@@ -39,12 +39,12 @@ def copies(
 
     signs = jax.vmap(lambda key: sampling.random_signs(key, (num_ops,)))(keys.sign[batch:])
     centers = jax.vmap(lambda key: sampling.random_centers(key, (num_ops,), image_size))(keys.center[batch:])
-    each = jnp.broadcast_to(policies, (batch, num_policies, num_ops)).swapaxes(0, 1).reshape(-1, num_ops)
+    drawn = jnp.broadcast_to(policies, (batch, num_policies, num_ops)).swapaxes(0, 1).reshape(-1, num_ops)
     draws = sampling.assemble_draws(
         config.space,
-        jnp.asarray(config.candidates.row)[each],
-        jnp.ones(each.shape, bool),
-        jnp.asarray(config.candidates.level, jnp.float32)[each],
+        jnp.asarray(config.candidates.row)[drawn],
+        jnp.ones(drawn.shape, bool),
+        jnp.asarray(config.candidates.level, jnp.float32)[drawn],
         signs,
         centers,
     )

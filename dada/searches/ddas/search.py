@@ -113,7 +113,7 @@ def gradients(
     p_tp = jax.nn.sigmoid(parameters.p_tp)
     shares = ddas_gradient.policy_weights(parameters, policies, axis_name)
     weights = jnp.concatenate([jnp.full_like(shares[:, :1], 1.0 - p_tp), p_tp * shares], 1)
-    gradient, score, (each, (stats, right)) = ddas_gradient.mixed_gradient(
+    gradient, score, (losses_of_copies, (stats, right)) = ddas_gradient.mixed_gradient(
         lambda params, copy: losses(params, *copy),
         train.params,
         (inputs, network_keys),
@@ -141,7 +141,7 @@ def gradients(
 
     scores = score(bilevel.direction(pull_back_up, valid_gradient))
     c = scores[:, :1] - scores[:, 1:]  # eq. (9)
-    train_loss = mean_of_devices(jnp.sum(jnp.mean(weights.T * each, 1)), axis_name)
+    train_loss = mean_of_devices(jnp.sum(jnp.mean(weights.T * losses_of_copies, 1)), axis_name)
     numbers = metrics((train_loss, right[0]), valid, axis_name, learning_rate=rate)
     new_train = sgd.TrainState(train.step + 1, params, jax.tree.map(lambda leaf: leaf[0], stats), momentum)
     return ddas_gradient.policy_gradient(parameters, policies, c, axis_name), new_train, numbers

@@ -32,7 +32,7 @@ class _Inputs(NamedTuple):
     draws: ops.Draws  # [N, K]
 
 
-def each(config, body, carry, inputs):
+def over_chunks(config, body, carry, inputs):
     """`lax.scan`, or the same from Python, as `config.chunk_loop` says."""
     if config.chunk_loop == "scan":
         return jax.lax.scan(body, carry, inputs)
@@ -125,7 +125,7 @@ def scores(
             return _add_gradient(config, network, images, label, total, *chunk), None
 
         start = jax.tree.map(jnp.zeros_like, network[0])
-        return each(config, body, start, _chunks(config, inputs, weight))[0]
+        return over_chunks(config, body, start, _chunks(config, inputs, weight))[0]
 
     # g_V = 1/V sum_z grad l(z)
     count = valid_images.shape[0]
@@ -149,7 +149,7 @@ def scores(
         return None, _alignments(config, network, images, label, direction, chunk[0])
 
     total = every_action.source.shape[0]
-    _, alignments = each(config, body, None, _chunks(config, every_action, jnp.ones(total)))
+    _, alignments = over_chunks(config, body, None, _chunks(config, every_action, jnp.ones(total)))
     return alignments.reshape(-1)[:total].reshape(-1, logits.shape[1]).mean(0), cosine
 
 

@@ -188,7 +188,7 @@ def step(
 
     points = (keys, train_batch.images, train_batch.labels, valid_batch.images)
     network = (state.params, state.batch_stats)
-    _, (scores, cosines) = deepaa_scores.each(config, body, None, points)
+    _, (scores, cosines) = deepaa_scores.over_chunks(config, body, None, points)
     if axis_name is not None:
         scores, cosines = jax.lax.all_gather((scores, cosines), axis_name, tiled=True)
     return _update(config, state, scores, cosines)
