@@ -11,8 +11,13 @@ import quick_jit
 from dada.gradients import bilevel
 from dada.models import layers
 from dada.training import sgd
-
-ETA = 0.1
+from experiments.measure.verify_hypergradient import (
+    clipped_step,
+    descend,
+    differenced,
+    quadratic,
+    through_the_step,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -21,40 +26,20 @@ def float64():
         yield
 
 
-def quadratic():
-    """L = |A theta - B phi|^2 / 2, V = |theta - t|^2 / 2, so the hypergradient is eta B^T A (theta' - t)."""
-    keys = jax.random.split(jax.random.key(0), 5)
-    a, b = jax.random.normal(keys[0], (6, 4)), jax.random.normal(keys[1], (6, 3))
-    target, theta, phi = (jax.random.normal(key, (n,)) for key, n in zip(keys[2:], (4, 4, 3)))
-    train = lambda theta, phi: 0.5 * jnp.sum((a @ theta - b @ phi) ** 2)  # noqa: E731
-    valid = lambda theta: 0.5 * jnp.sum((theta - target) ** 2)  # noqa: E731
-    unrolled = theta - ETA * a.T @ (a @ theta - b @ phi)
-    return train, valid, theta, phi, ETA * b.T @ a @ (unrolled - target)
-
-
-def descend(params, gradient):
-    return jax.tree.map(lambda p, g: p - ETA * g, params, gradient)
-
-
 @pytest.mark.parametrize("method", [bilevel.exact_hypergradient, bilevel.finite_difference_hypergradient])
 def test_quadratic_closed_form(method):
-    train, valid, theta, phi, expected = quadratic()
-    np.testing.assert_allclose(method(train, valid, descend, theta, phi), expected, rtol=1e-9)
+    problem = quadratic(0)
+    gradient = method(problem.train, problem.valid, descend, problem.theta, problem.phi)
+    np.testing.assert_allclose(gradient, problem.hypergradient, rtol=1e-9)
 
 
 def test_momentum_decay_and_clipping_are_part_of_the_unrolled_step():
-    train, valid, theta, phi, plain = quadratic()
-    momentum = jnp.linspace(-1.0, 1.0, 4)
-
-    def inner_step(params, gradient):
-        return sgd.sgd_update(
-            params, momentum, gradient, learning_rate=ETA, weight_decay=0.01, clip_norm=0.5
-        )[0]
-
-    through_the_step = jax.grad(lambda phi: valid(inner_step(theta, jax.grad(train)(theta, phi))))(phi)
-    exact = bilevel.exact_hypergradient(train, valid, inner_step, theta, phi)
-    np.testing.assert_allclose(exact, through_the_step, rtol=1e-9)
-    assert np.linalg.norm(exact - plain) > 1e-2  # the clip at 0.5 really acts
+    problem = quadratic(0)
+    exact = bilevel.exact_hypergradient(
+        problem.train, problem.valid, clipped_step, problem.theta, problem.phi
+    )
+    np.testing.assert_allclose(exact, through_the_step(problem), rtol=1e-9)
+    assert np.linalg.norm(exact - problem.hypergradient) > 1e-2  # the clip at 0.5 really acts
 
 
 def test_one_step_and_its_score_by_hand():
@@ -183,21 +168,8 @@ def test_network_exact_equals_fine_finite_differences():
     phi = jnp.array([0.3, -0.2, 0.1], jnp.float64)
     train = lambda theta, phi: jnp.mean(per_example(theta, phi))  # noqa: E731
 
-    @quick_jit.jit
-    def both(phi):
-        problem = train, valid, descend, params, phi
-        return (
-            bilevel.exact_hypergradient(*problem),
-            bilevel.finite_difference_hypergradient(*problem, radius=1e-6),
-        )
-
-    exact, fine = both(phi)
+    exact, fine, direct = differenced(train, valid, params, phi, quick_jit.jit)
     np.testing.assert_allclose(fine, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
-
-    # And neither formula: the validation loss itself, one unrolled step later.
-    unrolled = quick_jit.jit(lambda phi: valid(descend(params, jax.grad(train)(params, phi))))
-    step = 1e-5
-    direct = [(unrolled(phi + step * e) - unrolled(phi - step * e)) / (2 * step) for e in jnp.eye(3)]
     np.testing.assert_allclose(exact, direct, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
 
 

@@ -40,8 +40,7 @@ def define(values: flags.FlagValues) -> None:
     add.string("planted_op", None, about)
 
     add.string("model", "wrn_40_2", "Network, for example wrn_40_2.")
-    about = "Passes over the training images. Default: 20 for a search, 200 for a training."
-    add.integer("epochs", None, about, lower_bound=1)
+    add.integer("epochs", None, "Passes over the training images.", lower_bound=1)
     add.integer("batch_size", 128, "Training images per step.", lower_bound=2)
     add.float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
     add.float("weight_decay", 2e-4, "Of the network.", lower_bound=0.0)
