@@ -40,7 +40,6 @@ def define(values: flags.FlagValues) -> None:
     add.bool("measure_cost", False, "At the end, time a step against a plain training step.")
     add.string("search_space", None, "Ops and their ranges.")
     add.list("extra_ops", [], "Ops without magnitude to add to the search space.")
-    add.enum("draws", None, ("image", "batch"), "What shares one draw.")
     add.integer(
         "valid_batch_size", None, "Validation images per step; of deepaa, for each data point.", lower_bound=1
     )
@@ -85,11 +84,10 @@ def _planted_op(text: str | None, method: Method, config: Any) -> tuple[str, flo
     if parsed is None:
         return None
     name, value = parsed
-    rows = config.space.rows
-    if name not in [row.name for row in rows]:
+    index = planting.row_of(config.space, name, value)
+    if index is None:
         raise ValueError(f"--planted_op: {name} is not in the search space; --extra_ops={name} adds it")
-    index = [row.name for row in rows].index(name)
-    row = rows[index]
+    row = config.space.rows[index]
     if value is None:
         # That of the first level which does not leave the images as they are.
         levels = method.planted_levels(config, index)
@@ -97,7 +95,7 @@ def _planted_op(text: str | None, method: Method, config: Any) -> tuple[str, flo
         value = next((value for value in values if _changes_images(row, value)), values[0])
     if not _changes_images(row, value):
         raise ValueError(f"--planted_op: got {text!r}, expected a finite value that changes the images")
-    return name, value
+    return row.op, value
 
 
 def _changes_images(row: ops.OpRow, value: float) -> bool:
@@ -116,9 +114,12 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
     for flag, count in (("batch_size", len(train_indices)), ("valid_batch_size", len(valid_indices))):
         if settings[flag] > count:
             raise ValueError(f"--{flag}={settings[flag]}: the search has only {count} such images")
-    mesh = devices.mesh(settings["num_devices"])
+    mesh, copies = devices.mesh(settings["num_devices"]), settings.get("num_draws", 1)
+    size = settings["batch_size"]
+    if size % copies or size < 2 * copies:
+        raise ValueError(f"--batch_size={size}: expected a multiple of --num_draws={copies}, twice at least")
     for flag in method.divided:
-        devices.check_batch(flag, settings[flag], mesh)
+        devices.check_batch(flag, settings[flag] // (copies if flag == "batch_size" else 1), mesh)
     size = dataset.train_images.shape[1:3]
     if size[0] != size[1] and "Rotate90" in [row.name for row in space.rows]:
         raise ValueError(f"search space: Rotate90 needs square images, got {size[0]} x {size[1]}")
@@ -146,6 +147,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
         dataset=dataset,
         data=devices.replicate(data, mesh),
         sizes=(settings["batch_size"], settings["valid_batch_size"]),
+        copies=copies,
         plan=plan,
         planted=planted,
         max_steps=settings["max_steps"],

@@ -20,7 +20,7 @@ from .policy import (
     top_k,
     validate,
 )
-from .summary import format_table, layer_shares, op_mass
+from .summary import format_table, layer_shares, op_levels, op_mass
 
 __all__ = [
     "Layers",
@@ -33,6 +33,7 @@ __all__ = [
     "identity",
     "layer_shares",
     "load",
+    "op_levels",
     "op_mass",
     "random_policy",
     "save",

@@ -44,7 +44,7 @@ def define(values: flags.FlagValues) -> None:
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
     del settings
-    return {"draws": "--method=deepaa"}
+    return {}
 
 
 def defaults(settings: Settings) -> dict[str, Any]:

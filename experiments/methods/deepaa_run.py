@@ -249,7 +249,5 @@ def report(
         "seconds_proxy": proxy["seconds"],
     }
     if task.planted:
-        name, value = task.planted
-        lead = search_run.lead(lines[: config.updates_per_layer], names.index(name))
-        summary["planted"] = {"op": name, "value": value, **lead}
+        summary["planted"] = search_run.found_again(task, lines[: config.updates_per_layer], policy)
     return summary

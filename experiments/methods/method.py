@@ -24,7 +24,8 @@ class Task(NamedTuple):
     model: tuple[ModuleType, Any]  # from models.by_name
     dataset: datasets.Dataset
     data: search_loop.Data  # on all devices
-    sizes: tuple[int, int]  # training and validation images per step
+    sizes: tuple[int, int]  # training and validation images that pass through the network in a step
+    copies: int  # of each training image among them
     plan: Any = None  # of method.plan
     planted: tuple[str, float] | None = None  # op and value on every validation image
     max_steps: int | None = None

@@ -97,21 +97,20 @@ def start(task: Any, seed: int, folder: Any, done: int) -> tuple[Any, jax.Array]
     return task.method.library.init(search_key, task.config, params, batch_stats), data_key
 
 
-def _programs(step, task, is_vmapped):
-    step = functools.partial(
-        step, task.method, task.config, task.sizes, axis_name=devices.axis_name(task.mesh)
-    )
+def _programs(step, task, sizes, is_vmapped):
+    step = functools.partial(step, task.method, task.config, sizes, axis_name=devices.axis_name(task.mesh))
     return compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped, mesh=task.mesh)
 
 
 def steps(task: Any, is_vmapped: bool) -> compiled_loop.CompiledLoop:
     """Programs of the search."""
-    return _programs(search_step, task, is_vmapped)
+    train_size, valid_size = task.sizes
+    return _programs(search_step, task, (train_size // task.copies, valid_size), is_vmapped)
 
 
 def plain_steps(task: Any, is_vmapped: bool) -> compiled_loop.CompiledLoop:
     """Programs of the yardstick."""
-    return _programs(plain_step, task, is_vmapped)
+    return _programs(plain_step, task, task.sizes, is_vmapped)
 
 
 def total_steps(config: Any) -> int:
