@@ -41,9 +41,10 @@ def define(values: flags.FlagValues) -> None:
     add.string("search_space", None, "Ops and their ranges.")
     add.list("extra_ops", [], "Ops without magnitude to add to the search space.")
     add.enum("draws", None, ("image", "batch"), "What shares one draw.")
-    add.integer(
-        "valid_batch_size", None, "Validation images per step; of deepaa, for each data point.", lower_bound=1
-    )
+    about = "Images to validate with: a folder <class>/, or an .npz. Default: a part of the training images."
+    add.string("valid_dataset", None, about)
+    about = "Validation images per step; of deepaa, for each data point. Default: all, if there are few."
+    add.integer("valid_batch_size", None, about, lower_bound=1)
     add.float("policy_learning_rate", None, "Adam, of the policy.", lower_bound=0.0)
 
 
@@ -104,18 +105,27 @@ def _changes_images(row: ops.OpRow, value: float) -> bool:
     return row.identity is None or not math.isclose(value, row.identity, rel_tol=1e-6, abs_tol=1e-6)
 
 
-def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
+def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_batch: bool = False) -> Task:
     """What resolved flags say, checked, before any folder is made.
+
+    With `fits_valid_batch`, a step has no more validation images than there are.
 
     Raises:
       ValueError: settings that do not go together, or not with the data set.
     """
     method = METHODS[settings["method"]].METHODS[settings["preset"]]
     space = ops.search_space(settings["search_space"], tuple(settings["extra_ops"]))
-    train_indices, valid_indices = method.split(dataset, settings)
-    for flag, count in (("batch_size", len(train_indices)), ("valid_batch_size", len(valid_indices))):
-        if settings[flag] > count:
-            raise ValueError(f"--{flag}={settings[flag]}: the search has only {count} such images")
+    train, valid = method.split(dataset, settings)
+    if fits_valid_batch:
+        most, _ = method.largest_valid_batch(valid)
+        settings = {**settings, "valid_batch_size": min(settings["valid_batch_size"], most)}
+    limits = {
+        "batch_size": search_loop.largest_batch(train),
+        "valid_batch_size": method.largest_valid_batch(valid),
+    }
+    for flag, (most, got) in limits.items():
+        if settings[flag] > most:
+            raise ValueError(f"--{flag}={settings[flag]}: {got}, expected {settings[flag]} or more")
     mesh = devices.mesh(settings["num_devices"])
     for flag in method.divided:
         devices.check_batch(flag, settings[flag], mesh)
@@ -131,10 +141,10 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
         dataset,
         apply=network.apply,
         space=space,
-        steps_per_epoch=search_loop.steps_per_epoch(len(train_indices), settings["batch_size"]),
+        steps_per_epoch=search_loop.steps_per_epoch(len(train.labels), settings["batch_size"]),
     )
     config = method.config(settings, fields, mesh)
-    data = search_loop.to_device(dataset, train_indices, valid_indices)
+    data = search_loop.to_device(train, valid)
     planted = _planted_op(settings["planted_op"], method, config)
     if planted:
         images = planting.plant(*planted, data.valid.images)
@@ -159,7 +169,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     run_flags.start(values)
     settings = _resolve(values)
     dataset = run_flags.load_dataset(settings)
-    task = task_of(settings, dataset)
+    is_given = "valid_batch_size" in run_flags.given(values)
+    task = task_of(settings, dataset, fits_valid_batch=not is_given)
+    settings["valid_batch_size"] = task.sizes[1]
     if task.planted:
         settings["planted_op"] = "{}:{}".format(*task.planted)
     folders = seeds.open_folders(settings)
