@@ -4,8 +4,10 @@
     python -m experiments.search --method=ddas --help
 
 Writes RUN_DIR/policy.json, metrics.jsonl, summary.json, figures/*.png and checkpoints (`run_folder`);
-with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N. The same flags give the same
-bytes of policy.json, also when the run was killed and resumed.
+with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N, and beside them, once all are done,
+one policy.json of all seeds, and how far these agree, op by op: summary.json, figures/agreement.png
+(`seed_agreement`). The same flags give the same bytes of policy.json, also when the run was killed and
+resumed.
 """
 
 import functools
@@ -22,7 +24,8 @@ from experiments.data import datasets, planting
 from experiments.figures import finished_run
 from experiments.methods import dada_method, ddas_method, deepaa_method, search_loop, search_run
 from experiments.methods.method import Method, Task, config_fields
-from experiments.runs import command_line, devices, run_flags, seeds
+from experiments.runs import command_line, devices, run_flags, run_folder, seeds
+from experiments.summaries import seed_agreement
 
 METHODS = {"dada": dada_method, "ddas": ddas_method, "deepaa": deepaa_method}
 PRESETS = ("corrected", "official")
@@ -180,6 +183,12 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         finished_run.draw(folder.path, dataset, task.data.valid.images if task.planted else None)
         print(f"\nseed {seed}\n{policies.format_table(policy)}")
         print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}")
+    if len(folders) > 1 and devices.is_primary():
+        whole = run_folder.RunFolder(settings["run_dir"])
+        summary = seed_agreement.write(whole.path, folders)
+        finished_run.draw(whole.path)
+        print(f"\nall {len(folders)} seeds\n{seed_agreement.format_table(summary)}")
+        print(f"policy   {whole.policy_path}\nfigures  {whole.figures_path}")
 
 
 if __name__ == "__main__":
