@@ -58,5 +58,5 @@ def test_plot_draws_the_figure_from_the_files(folders, capsys):
     assert image.shape[1] == 1600 and 0.03 < np.mean(np.any(image < 250, axis=-1)) < 0.9
     assert np.all(image[[0, -1]] > 240) and np.all(image[:, [0, -1]] > 240)  # nothing is cut off
     (path / "summary.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"no agreement in summary\.json, expected a run folder"):
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
         plot.main(*command_line.parse(plot.define, [str(path)]))

@@ -15,16 +15,8 @@ from experiments.runs import run_folder
 
 
 def draw(path: str | os.PathLike) -> list[pathlib.Path]:
-    """Draws it from summary.json and policy.json of the folder around the seeds (`seed_agreement`).
-
-    Raises:
-      ValueError: summary.json is another one.
-    """
+    """Draws summary.json and policy.json of the folder around the seeds; returns the path, in a list."""
     summary, folder = run_folder.read_summary(path), run_folder.RunFolder(path)
-    if "agreement" not in summary:
-        raise ValueError(
-            f"{path}: no agreement in summary.json, expected a run folder or one of several seeds"
-        )
     policy = policies.load(folder.policy_path)
     seeds, agreement, planted = (summary[name] for name in ("seeds", "agreement", "planted_op"))
     mass = np.array([op["op_mass"] for op in agreement.values()])

@@ -26,7 +26,7 @@ def draw(
       ValueError: a file does not hold what such a run writes.
     """
     path = pathlib.Path(run_path)
-    if (path / "summary.json").is_file() and not (path / "flags.txt").exists():
+    if (path / "summary.json").is_file() and "agreement" in run_folder.read_summary(path):
         return agreement_figure.draw(path)
     flags = run_folder.read_flags(path)
     if "policy" in flags:
