@@ -4,8 +4,10 @@
     python -m experiments.search --method=ddas --help
 
 Writes RUN_DIR/policy.json, metrics.jsonl, summary.json, figures/*.png and checkpoints (`run_folder`);
-with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N. The same flags give the same
-bytes of policy.json, also when the run was killed and resumed.
+with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N, and beside them, once all are done,
+one policy.json of all seeds, and how far these agree, op by op: summary.json, figures/agreement.png
+(`seed_agreement`). The same flags give the same bytes of policy.json, also when the run was killed and
+resumed.
 """
 
 import functools
@@ -22,7 +24,8 @@ from experiments.data import datasets, planting
 from experiments.figures import finished_run
 from experiments.methods import dada_method, ddas_method, deepaa_method, search_loop, search_run
 from experiments.methods.method import Method, Task, config_fields
-from experiments.runs import command_line, devices, run_flags, seeds
+from experiments.runs import command_line, devices, run_flags, run_folder, seeds
+from experiments.summaries import seed_agreement
 
 METHODS = {"dada": dada_method, "ddas": ddas_method, "deepaa": deepaa_method}
 PRESETS = ("corrected", "official")
@@ -40,9 +43,10 @@ def define(values: flags.FlagValues) -> None:
     add.bool("measure_cost", False, "At the end, time a step against a plain training step.")
     add.string("search_space", None, "Ops and their ranges.")
     add.list("extra_ops", [], "Ops without magnitude to add to the search space.")
-    add.integer(
-        "valid_batch_size", None, "Validation images per step; of deepaa, for each data point.", lower_bound=1
-    )
+    about = "Images to validate with: a folder <class>/, or an .npz. Default: a part of the training images."
+    add.string("valid_dataset", None, about)
+    about = "Validation images per step; of deepaa, for each data point. Default: all, if there are few."
+    add.integer("valid_batch_size", None, about, lower_bound=1)
     add.float("policy_learning_rate", None, "Adam, of the policy.", lower_bound=0.0)
 
 
@@ -102,24 +106,38 @@ def _changes_images(row: ops.OpRow, value: float) -> bool:
     return row.identity is None or not math.isclose(value, row.identity, rel_tol=1e-6, abs_tol=1e-6)
 
 
-def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
+def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_batch: bool = False) -> Task:
     """What resolved flags say, checked, before any folder is made.
+
+    With `fits_valid_batch`, a step has no more validation images than there are.
 
     Raises:
       ValueError: settings that do not go together, or not with the data set.
     """
     method = METHODS[settings["method"]].METHODS[settings["preset"]]
     space = ops.search_space(settings["search_space"], tuple(settings["extra_ops"]))
-    train_indices, valid_indices = method.split(dataset, settings)
-    for flag, count in (("batch_size", len(train_indices)), ("valid_batch_size", len(valid_indices))):
-        if settings[flag] > count:
-            raise ValueError(f"--{flag}={settings[flag]}: the search has only {count} such images")
-    mesh, copies = devices.mesh(settings["num_devices"]), settings.get("num_draws", 1)
-    size = settings["batch_size"]
-    if size % copies or size < 2 * copies:
-        raise ValueError(f"--batch_size={size}: expected a multiple of --num_draws={copies}, twice at least")
+    train, valid = method.split(dataset, settings)
+    if fits_valid_batch:
+        most, _ = method.largest_valid_batch(valid)
+        settings = {**settings, "valid_batch_size": min(settings["valid_batch_size"], most)}
+    copies = settings.get("num_draws", 1)
+    if settings["batch_size"] % copies or settings["batch_size"] < 2 * copies:
+        got, expected = f"--batch_size={settings['batch_size']}", f"a multiple of --num_draws={copies}"
+        raise ValueError(f"{got}: expected {expected}, twice at least")
+    sizes = {
+        "batch_size": settings["batch_size"] // copies,
+        "valid_batch_size": settings["valid_batch_size"],
+    }
+    limits = {
+        "batch_size": search_loop.largest_batch(train),
+        "valid_batch_size": method.largest_valid_batch(valid),
+    }
+    for flag, (most, got) in limits.items():
+        if sizes[flag] > most:
+            raise ValueError(f"--{flag}={settings[flag]}: {got}, expected {sizes[flag]} or more")
+    mesh = devices.mesh(settings["num_devices"])
     for flag in method.divided:
-        devices.check_batch(flag, settings[flag] // (copies if flag == "batch_size" else 1), mesh)
+        devices.check_batch(flag, sizes.get(flag, settings[flag]), mesh)
     size = dataset.train_images.shape[1:3]
     if size[0] != size[1] and "Rotate90" in [row.name for row in space.rows]:
         raise ValueError(f"search space: Rotate90 needs square images, got {size[0]} x {size[1]}")
@@ -132,10 +150,10 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
         dataset,
         apply=network.apply,
         space=space,
-        steps_per_epoch=search_loop.steps_per_epoch(len(train_indices), settings["batch_size"]),
+        steps_per_epoch=search_loop.steps_per_epoch(len(train.labels), settings["batch_size"]),
     )
     config = method.config(settings, fields, mesh)
-    data = search_loop.to_device(dataset, train_indices, valid_indices)
+    data = search_loop.to_device(train, valid)
     planted = _planted_op(settings["planted_op"], method, config)
     if planted:
         images = planting.plant(*planted, data.valid.images)
@@ -161,7 +179,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     run_flags.start(values)
     settings = _resolve(values)
     dataset = run_flags.load_dataset(settings)
-    task = task_of(settings, dataset)
+    is_given = "valid_batch_size" in run_flags.given(values)
+    task = task_of(settings, dataset, fits_valid_batch=not is_given)
+    settings["valid_batch_size"] = task.sizes[1]
     if task.planted:
         settings["planted_op"] = "{}:{}".format(*task.planted)
     folders = seeds.open_folders(settings)
@@ -170,6 +190,12 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         finished_run.draw(folder.path, dataset, task.data.valid.images if task.planted else None)
         print(f"\nseed {seed}\n{policies.format_table(policy)}")
         print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}")
+    if len(folders) > 1 and devices.is_primary():
+        whole = run_folder.RunFolder(settings["run_dir"])
+        summary = seed_agreement.write(whole.path, folders)
+        finished_run.draw(whole.path)
+        print(f"\nall {len(folders)} seeds\n{seed_agreement.format_table(summary)}")
+        print(f"policy   {whole.policy_path}\nfigures  {whole.figures_path}")
 
 
 if __name__ == "__main__":

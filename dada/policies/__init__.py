@@ -1,10 +1,12 @@
 """Augmentation policies as one artefact of three kinds, with the published ones (`published/*.json`).
 
 `policy`: the artefact, its checks and its JSON. `baselines`: policies without a search. `schedule`: frozen
-forms of a DDAS policy. `summary`: op mass and tables. Copy with `ops` beside it.
+forms of a DDAS policy. `merging`: one policy of several. `summary`: op mass and tables. Copy with `ops`
+beside it.
 """
 
 from . import baselines, schedule
+from .merging import merge
 from .policy import (
     Layers,
     Policy,
@@ -33,6 +35,7 @@ __all__ = [
     "identity",
     "layer_shares",
     "load",
+    "merge",
     "op_levels",
     "op_mass",
     "random_policy",

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dada import augment
 from dada.augment import image_keys
@@ -23,15 +22,15 @@ class Data(NamedTuple):
     valid: sgd.Batch
 
 
-def to_device(dataset: Any, train_indices: np.ndarray, valid_indices: np.ndarray) -> Data:
-    """The two halves of a data set's training images, on the device."""
+def to_device(train: sgd.Batch, valid: sgd.Batch) -> Data:
+    """Both halves, from arrays on the host."""
+    return jax.tree.map(jnp.asarray, Data(train, valid))
 
-    def half(indices):
-        return sgd.Batch(
-            jnp.asarray(dataset.train_images[indices]), jnp.asarray(dataset.train_labels[indices])
-        )
 
-    return Data(half(train_indices), half(valid_indices))
+def largest_batch(part: sgd.Batch) -> tuple[int, str]:
+    """The most images of a half that a step can have, and what to say of it."""
+    count = len(part.labels)
+    return count, f"the search has only {count} such images"
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
