@@ -124,10 +124,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     if settings["batch_size"] % copies or settings["batch_size"] < 2 * copies:
         got, expected = f"--batch_size={settings['batch_size']}", f"a multiple of --num_draws={copies}"
         raise ValueError(f"{got}: expected {expected}, twice at least")
-    sizes = {
-        "batch_size": settings["batch_size"] // copies,
-        "valid_batch_size": settings["valid_batch_size"],
-    }
+    sizes = {"batch_size": settings["batch_size"] // copies, "valid_batch_size": settings["valid_batch_size"]}
     limits = {
         "batch_size": search_loop.largest_batch(train),
         "valid_batch_size": method.largest_valid_batch(valid),

@@ -41,9 +41,7 @@ def define(values: flags.FlagValues) -> None:
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
     if settings["preset"] == "official":
-        names = (
-            *("policy_space", "score", "num_draws", "control_learning_rate", "share_between_pairs"),
-        )
+        names = (*("policy_space", "score", "num_draws", "control_learning_rate", "share_between_pairs"),)
         return dict.fromkeys(names, "--preset=official")
     estimator = f"--estimator={settings['estimator']}"
     names = {} if estimator == "--estimator=relax" else {"control_learning_rate": estimator}
