@@ -6,7 +6,7 @@ own, with batch statistics of its own:
     g_d    = grad of the mean training loss under draw d          d = 1 .. D
     theta' = step(theta, mean_d g_d)                              the real next iterate
     v      = grad of the loss of a fresh validation batch at theta'
-    w      = v - (< v, m > / |m|^2) m      m the average of mean_d g_d over the steps before, decay MIXTURE_DECAY
+    w      = v - (< v, m > / |m|^2) m     m the average of mean_d g_d over the steps before
     cost of draw d = -cos(w, g_d)
 
 Choices, application bits and levels follow RELAX or REINFORCE; the baseline is the mean of the other draws.
@@ -15,7 +15,7 @@ Where this leaves the paper, eq. 9-10, whose cost is -< v, g >, and why (experim
 - The cosine: < v, g > pays a sub-policy for a long gradient, whatever its direction.
 - The same images: which images an op meets changes g more than which op it is.
 - Statistics of its own: a dark image among bright ones is another thing to batch norm than among dark ones.
-- w in place of v: what the policy as a whole teaches already earns nothing. It is the direction of DeepAA, the
+- w in place of v: what the policy as a whole teaches already earns nothing. It is DeepAA's direction, the
   derivative of a cosine (`bilevel.tangent`), with m from other images, which the scored ones do not bias.
 - Levels are drawn, logistic-normal about the learned one, so that an op is met at all strengths.
 """
