@@ -1,7 +1,7 @@
 """Measures what the library costs, side by side with the alternatives, in one run.
 
     python -m experiments.benchmark --run_dir=runs/benchmark
-    python -m experiments.benchmark --only=planted --planted_ops=Invert,Rotate90
+    python -m experiments.benchmark --only=steps --models=wrn_10_1
 
 Writes RUN_DIR/benchmark.json, benchmark.md and, of the first two, benchmark.png after every part, and prints
 the tables:
@@ -10,7 +10,6 @@ the tables:
     steps     a step of DADA, DDAS and DeepAA in plain training steps; memory and compilation
     train     training with a policy against training without
     limits    the share of the device's limits that training reaches; on GPUs whose peaks are known
-    planted   seconds until a planted op leads, corrected against official; only when asked for: minutes
 
 On a CPU the default leaves out WRN-28-10, takes WRN-40-2 with batches of 32, and shows ratios only; most of
 its minutes go into compiling (--models=wrn_10_1 takes a third of them). Programs are compiled into a folder
@@ -30,20 +29,14 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from dada import models
+from dada.searches import dada
 from experiments.data import datasets
 from experiments.figures import benchmark_figure
-from experiments.measure import (
-    benchmark_augment,
-    benchmark_planted,
-    benchmark_report,
-    benchmark_steps,
-    benchmark_train,
-)
+from experiments.measure import benchmark_augment, benchmark_report, benchmark_steps, benchmark_train
 from experiments.measure.benchmark_report import MODELS
 from experiments.runs import command_line, compilation_cache, compiled_loop, run_folder, train_run
 
-PARTS = ("planted", "augment", "steps", "train", "limits")
-_DEFAULT_PARTS = PARTS[1:]
+PARTS = ("augment", "steps", "train", "limits")
 _CPU_MODELS = ("wrn_10_1", "wrn_40_2")
 _CPU_BATCH_SIZES = {"wrn_10_1": 128}  # of other networks 32: a step of 128 images takes half a minute
 
@@ -52,12 +45,11 @@ def define(values: flags.FlagValues) -> None:
     add = command_line.definers(values)
     add.string("run_dir", None, "Folder for everything that is written; new or empty.")
     add.integer("seed", 0, "Seed of everything random.", lower_bound=0)
-    add.list("only", list(_DEFAULT_PARTS), f"Parts that are run, some of {', '.join(PARTS)}.")
+    add.list("only", list(PARTS), f"Parts that are run, some of {', '.join(PARTS)}.")
     add.list("models", [], f"Networks. Default: {', '.join(MODELS)}; on a CPU {', '.join(_CPU_MODELS)}.")
     about = "Images in a step. Default: 128; on a CPU 32 for all networks but wrn_10_1."
     add.integer("batch_size", None, about, lower_bound=2)
     add.integer("augment_batch_size", 512, "Images of 32 x 32 that are augmented at once.", lower_bound=1)
-    add.list("planted_ops", ["Invert"], "Ops that are planted, one after the other.")
 
 
 def _check(values: flags.FlagValues) -> None:
@@ -68,7 +60,10 @@ def _check(values: flags.FlagValues) -> None:
             train_run.num_parameters(models.by_name(name, 10, 32))
         except ValueError as error:
             raise ValueError(f"--models: {error}") from error
-    benchmark_planted.check(values.planted_ops)
+    draws, size = dada.Config.num_draws, values.batch_size
+    if "steps" in values.only and size is not None and (size % draws or size < 2 * draws):
+        expected = f"a multiple of {draws}, the draws of a step of DADA, twice at least"
+        raise ValueError(f"--batch_size: got {size}, expected {expected}")
 
 
 def _batch_sizes(values: flags.FlagValues) -> dict[str, int]:
@@ -81,7 +76,7 @@ def _batch_sizes(values: flags.FlagValues) -> dict[str, int]:
 def _run(
     part: str, values: flags.FlagValues, results: dict[str, Any], dataset: datasets.Dataset
 ) -> dict[str, Any] | str:
-    """Runs a part on the device of this process, which `planted` must not have started yet."""
+    """Runs a part."""
     images, sizes = dataset.train_images, _batch_sizes(values)
     if part == "augment":
         return benchmark_augment.run(images, values.augment_batch_size, values.seed)
@@ -134,9 +129,6 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     command_line.require_no_arguments(arguments)
     _check(values)
     folder = _open_folder(values.run_dir)
-    planted = {}
-    if "planted" in values.only:  # before this process takes the device
-        planted["planted"] = benchmark_planted.run(values.planted_ops, folder / "planted", values.seed)
     results = {
         "environment": {**run_folder.environment(), "pillow": PIL.__version__},
         "settings": {
@@ -145,12 +137,11 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
             "augment_batch_size": values.augment_batch_size,
             "seed": values.seed,
         },
-        **planted,
     }
     text = _write(folder, results)
     dataset = datasets.load("embedded")
     with _compiled_programs():
-        for part in _DEFAULT_PARTS:
+        for part in PARTS:
             if part in values.only:
                 results[part] = _run(part, values, results, dataset)
                 text = _write(folder, results)

@@ -16,6 +16,7 @@ between seeds, so only the searches and not their trainings can.
 import pathlib
 import subprocess
 import sys
+import types
 
 from absl import flags
 
@@ -71,6 +72,29 @@ def _groups(seeds: list[int], size: int) -> list[list[int]]:
     return groups
 
 
+def start(
+    command: types.ModuleType,
+    arguments: list[str],
+    folder: pathlib.Path,
+    values: flags.FlagValues,
+    seeds: list[int],
+) -> bool:
+    """Runs a command in a process of its own, with the shared flags of a table; whether it ended well.
+
+    With several seeds, which follow each other, it makes a folder for each in `folder`. A run that was begun
+    there is resumed.
+    """
+    shared = {name: values[name].value for name in ("data_dir", "compilation_cache_dir")}
+    line = [
+        *(sys.executable, "-m", command.__name__, *arguments),
+        *(f"--{name}={value}" for name, value in shared.items() if value is not None),
+        *(f"--run_dir={folder}", f"--seed={seeds[0]}", f"--num_seeds={len(seeds)}"),
+        *(["--resume"] if any(folder.glob("**/flags.txt")) else []),
+    ]
+    print(" ".join(line[1:]), flush=True)
+    return subprocess.run(line, stdout=subprocess.DEVNULL).returncode == 0
+
+
 class _Runner:
     """Starts the processes of a table, and remembers the folders of those that failed."""
 
@@ -81,15 +105,7 @@ class _Runner:
     def _start(self, command, arguments, root, seeds):
         """Runs some seeds in one process, each in root/seed_N."""
         folder = root / f"seed_{seeds[0]}" if len(seeds) == 1 else root
-        shared = {name: self._values[name].value for name in ("data_dir", "compilation_cache_dir")}
-        line = [
-            *(sys.executable, "-m", command.__name__, *arguments),
-            *(f"--{name}={value}" for name, value in shared.items() if value is not None),
-            *(f"--run_dir={folder}", f"--seed={seeds[0]}", f"--num_seeds={len(seeds)}"),
-            *(["--resume"] if any(folder.glob("**/flags.txt")) else []),
-        ]
-        print(" ".join(line[1:]), flush=True)
-        if subprocess.run(line, stdout=subprocess.DEVNULL).returncode:
+        if not start(command, arguments, folder, self._values, seeds):
             self.failed += [root / f"seed_{seed}" for seed in seeds]
 
     def search(self, recipe, root, seeds):

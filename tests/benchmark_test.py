@@ -2,7 +2,6 @@
 
 import functools
 import json
-import subprocess
 import types
 
 import jax
@@ -10,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, search
+from experiments import benchmark
 from experiments.data import datasets
 from experiments.figures import benchmark_figure
 from experiments.measure import (
     benchmark_augment,
-    benchmark_planted,
     benchmark_report,
     benchmark_steps,
     benchmark_timing,
@@ -32,8 +30,8 @@ COST = {
     "batch_size": 32,
     "valid_batch_size": 32,
     "plain_steps": 4.5,
-    "finite_difference": 6.125,
-    "batch": 4.25,
+    "exact": 6.125,
+    "finite_difference": 4.25,
     "seconds_plain_step": 0.0123,
     "seconds_compile_cold": 20.0,
     "seconds_compile_cached": 2.0,
@@ -64,18 +62,6 @@ RESULTS = {
             }
         },
         "deepaa": {},
-    },
-    "planted": {
-        "Invert": {
-            "corrected": {
-                **{"steps": 288, "steps_until_it_leads": 21, "seconds_until_it_leads": 0.5},
-                **{"seconds_run": 7.25, "seconds_compile": 30.0},
-            },
-            "official": {
-                **{"steps": 288, "steps_until_it_leads": None, "seconds_until_it_leads": None},
-                **{"seconds_run": 9.0, "seconds_compile": 25.0},
-            },
-        }
     },
     "limits": "not run: no peaks are known of a device",
 }
@@ -211,12 +197,14 @@ def test_cost_of_ddas(monkeypatch):
 def test_kinds_of_steps():
     network = types.SimpleNamespace(apply=linear)
     dada, ddas = benchmark_steps._dada_configs(network), benchmark_steps._ddas_configs(network)
-    kinds = {name: (config.hypergradient, config.draws) for name, config in dada.items()}
+    kinds = {name: (config.score, config.hypergradient) for name, config in dada.items()}
     assert kinds == {
-        "plain_steps": ("exact", "image"),
-        "finite_difference": ("finite_difference", "image"),
-        "batch": ("exact", "batch"),
+        "plain_steps": ("cosine", "exact"),
+        "exact": ("exact", "exact"),
+        "finite_difference": ("exact", "finite_difference"),
     }
+    assert [benchmark_steps._copies(config) for config in dada.values()] == [8, 1, 1]
+    assert benchmark_steps._copies(ddas["batch"]) == 1
     assert {name: config.draws for name, config in ddas.items()} == {"plain_steps": "image", "batch": "batch"}
 
 
@@ -230,8 +218,6 @@ def test_text_of_an_accelerator():
         "| WRN-10-1 | 8 + 64 | 13.20 | 12.60 | 12.00 | 14.67 | 1.10 | 1.05 |",
         "| WRN-28-10 | – | not run | – | – |",
         "| WRN-10-1 | 123 | device | 0.10 | 20.0 | 2.0 | 12.3 |",
-        "| Invert | corrected | 21 | 288 | 0.5 | 7.2 | 30.0 |",
-        "| Invert | official | never | 288 | – | 9.0 | 25.0 |",
         "Not run: no peaks are known of a device.",
     ):
         assert line in text.splitlines(), line
@@ -240,14 +226,13 @@ def test_text_of_an_accelerator():
 def test_no_absolute_time_of_a_cpu():
     environment = {**RESULTS["environment"], "platform": "cpu", "device_kind": "cpu"}
     text = benchmark_report.markdown({**RESULTS, "environment": environment})
-    assert "| Invert | corrected | 21 | 288 | 6.9 % |" in text
     assert "1,230,000" not in text and "images/s" not in text and " ms |" not in text and ", s |" not in text
 
 
 def test_only_panels_with_numbers_are_drawn(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(benchmark_figure.figure_style, "save", lambda _, figure: figures.append(figure))
-    for part in ("augment", "steps", "planted"):
+    for part in ("augment", "steps", "limits"):
         benchmark_figure.draw({name: RESULTS[name] for name in ("environment", part)}, tmp_path / "a.png")
     assert [[axes.get_title("left") for axes in figure.axes] for figure in figures] == [
         ["Images per second of apply_draws"],
@@ -255,33 +240,15 @@ def test_only_panels_with_numbers_are_drawn(tmp_path, monkeypatch):
     ]
 
 
-def test_planted_searches_are_those_of_the_flag_file(tmp_path, monkeypatch):
-    resolved = []
-
-    def start(line, **_):
-        resolved.append(search.resolve(line[3:]))
-        path = tmp_path / f"Rotate90_{resolved[-1]['preset']}"
-        path.mkdir()
-        summary = {"planted": {"steps_until_it_leads": 3, "seconds_until_it_leads": 0.5}, "steps": 9}
-        (path / "summary.json").write_text(json.dumps({**summary, "seconds_run": 2, "seconds_compile": 1}))
-        return subprocess.CompletedProcess(line, 0)
-
-    monkeypatch.setattr(benchmark_planted.subprocess, "run", start)
-    found = benchmark_planted.run(["Rotate90"], tmp_path, 4)
-    assert [flags["preset"] for flags in resolved] == list(found["Rotate90"]) == ["corrected", "official"]
-    assert all(flags["extra_ops"] == ["Rotate90", "FlipUD"] and flags["seed"] == 4 for flags in resolved)
-    assert resolved[0]["orthogonal_to_clean"] and "orthogonal_to_clean" not in resolved[1]
-    assert found["Rotate90"]["official"]["steps_until_it_leads"] == 3
-
-
 @pytest.mark.parametrize(
     "argument, message",
     [
         ("--models=wrn_41_2", "--models: wide_resnet: expected depth 6 n [+] 4"),
         ("--models=vgg", "--models: models: expected a network of the form"),
-        ("--only=", "--only: got '', expected some of planted, augment, steps"),
-        ("--only=augment,stps", "--only: got 'augment,stps', expected some of planted, augment, steps"),
-        ("--planted_ops=Inverted", "--planted_ops: got 'Inverted', expected some of ShearX"),
+        ("--only=", "--only: got '', expected some of augment, steps"),
+        ("--only=augment,stps", "--only: got 'augment,stps', expected some of augment, steps"),
+        ("--batch_size=36", "--batch_size: got 36, expected a multiple of 8"),
+        ("--batch_size=8", "--batch_size: got 8, expected a multiple of 8, .*, twice at least"),
         ("--learning_rate=1", "unknown flag --learning_rate"),
         ("more", "unexpected argument 'more'"),
     ],

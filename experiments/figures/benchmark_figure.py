@@ -15,8 +15,8 @@ _BAR = 0.38
 _COSTS = {
     "dada": (
         ("plain_steps", "DADA", figure_style.HIGHLIGHT),
-        ("finite_difference", "DADA, finite differences", figure_style.SERIES[3]),
-        ("batch", "DADA, one draw a batch", figure_style.SERIES[1]),
+        ("exact", "DADA, exact", figure_style.SERIES[1]),
+        ("finite_difference", "DADA, exact by differences", figure_style.SERIES[3]),
     ),
     "ddas": (("plain_steps", "DDAS", figure_style.TRAIN), ("batch", "DDAS, batch", figure_style.SERIES[4])),
 }

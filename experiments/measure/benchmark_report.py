@@ -29,7 +29,6 @@ def markdown(results: dict[str, Any]) -> str:
         ("augment", "Applying a policy", _augment),
         ("steps", "Search steps in plain training steps", _steps),
         ("train", "Training with a policy", _train),
-        ("planted", "Until a planted op leads", _planted),
         ("limits", "Share of the device's limits", _limits),
     ):
         part = results.get(key, NOT_RUN)
@@ -88,9 +87,9 @@ def _augment(part, is_cpu):
 def _steps(part, is_cpu):
     dada, ddas, deepaa = (part[name] for name in ("dada", "ddas", "deepaa"))
     names = _models(dada)
-    heads = ["network", "batch", "exact", "finite differences", "one draw a batch"]
-    lines = ["DADA, every image with its own draw:", ""]
-    lines += _table(heads, [_cost_line(name, dada, ("finite_difference", "batch")) for name in names])
+    heads = ["network", "batch", "cosine", "exact", "exact by finite differences"]
+    lines = ["DADA, by the score of its draws:", ""]
+    lines += _table(heads, [_cost_line(name, dada, ("exact", "finite_difference")) for name in names])
     heads = ["network", "batch", "policies of every image", "of the batch", "operations", "of every image"]
     heads += ["over operations", "batch over operations"]
     counts = ("batch", "operation_count", "operation_count_image")
@@ -110,7 +109,9 @@ def _steps(part, is_cpu):
     heads = ["network", "peak memory, MB", "says", "cached over cold compilation"]
     heads += [] if is_cpu else ["compilation cold, s", "cached, s", "plain step, ms"]
     lines += _table(heads, [_start_line(name, dada, is_cpu) for name in names])
-    about = "Memory and compilation of the exact DADA step. Cached: found in a folder of compiled programs."
+    about = (
+        "Memory and compilation of the DADA step (cosine). Cached: found in a folder of compiled programs."
+    )
     return [*lines, "", about]
 
 
@@ -154,28 +155,6 @@ def _train(part, is_cpu):
         *_table(heads, rows),
         "",
         "A training step with the policy dada_cifar10 and without; crop, flip and cutout are in both.",
-    ]
-
-
-def _planted(part, is_cpu):
-    heads = ["planted op", "preset", "leads from step", "of"]
-    heads += ["share of the search"] if is_cpu else ["seconds", "seconds of the search", "seconds to compile"]
-    rows = []
-    for op, presets in part.items():
-        for preset, case in presets.items():
-            step, seconds = case["steps_until_it_leads"], case["seconds_until_it_leads"]
-            cells = [op, preset, "never" if step is None else str(step), str(case["steps"])]
-            if is_cpu:
-                cells.append("–" if seconds is None else _percent(seconds / case["seconds_run"]))
-            else:
-                times = (seconds, case["seconds_run"], case["seconds_compile"])
-                cells += ["–" if time is None else f"{time:.1f}" for time in times]
-            rows.append(cells)
-    return [
-        *_table(heads, rows),
-        "",
-        "The step from which the op that was applied to all validation images has the largest mass, to the",
-        "end of the search (experiments/flags/planted.flags). Seconds are of steps, without compiling.",
     ]
 
 

@@ -3,7 +3,8 @@
 A plain step is `search_loop.plain_step`: one forward and backward pass of the search's own training batch and
 the update of the weights. All kinds of steps of a method take turns with it, in one run.
 
-    dada     exact, every image with its own draw; finite differences; one draw for a batch
+    dada     as it is by default, the score the cosine of gradients: a batch is every draw on the same images;
+             the exact score, of which every image has its own draw; the same by finite differences
     ddas     policies of every image, or of the batch; its training batch is a quarter, its validation batch
              twice that of DADA, as in the papers
     deepaa   an update of layer 1 with the settings of deepaa_quick.flags, in plain steps of 64 images
@@ -52,14 +53,19 @@ def _dada_configs(network: ModuleType) -> dict[str, dada.Config]:
     config = functools.partial(
         dada.Config,
         apply=network.apply,
-        space=ops.search_space("strength"),
+        space=ops.search_space("directed"),
         steps_per_epoch=benchmark_timing.STEPS_AT_ONCE,
     )
     return {
         "plain_steps": config(),
-        "finite_difference": config(hypergradient="finite_difference"),
-        "batch": config(draws="batch"),
+        "exact": config(score="exact"),
+        "finite_difference": config(score="exact", hypergradient="finite_difference"),
     }
+
+
+def _copies(config: Any) -> int:
+    """How often an image is in the training batch: once for every draw that the score cosine compares."""
+    return config.num_draws if getattr(config, "score", None) == "cosine" else 1
 
 
 def _ddas_configs(network: ModuleType) -> dict[str, ddas.Config]:
@@ -89,12 +95,17 @@ def _measure(
     seed: int,
     label: str,
 ) -> dict[str, Any]:
-    """Cost of the steps of a method with each of its settings, in plain steps of the first one."""
+    """Cost of the steps of a method with each of its settings, in plain steps of the first one.
+
+    `sizes` are training and validation images that pass through the network in a step.
+    """
     first = next(iter(configs.values()))
     key, state_key = jax.random.split(jax.random.key(seed))
     state = method.library.init(state_key, first, *network)
     steps = {
-        name: functools.partial(search_loop.search_step, method, config, sizes)
+        name: functools.partial(
+            search_loop.search_step, method, config, (sizes[0] // _copies(config), sizes[1])
+        )
         for name, config in configs.items()
     }
     peak = benchmark_timing.peak_memory()

@@ -143,14 +143,17 @@ def _read_search(definition, search_path, flags, path, cell, seed):
     )
 
 
+def hardware(path: pathlib.Path) -> str:
+    """On what the run in a folder was run."""
+    environment = json.loads((path / "environment.json").read_text())
+    is_cpu = environment["platform"] == "cpu"
+    return f"{environment['cpu_count']} CPU cores" if is_cpu else environment["device_kind"]
+
+
 def _cost(path, summary):
     """Seconds of one seed, and on what."""
-    environment = json.loads((path / "environment.json").read_text())
-    if environment["platform"] == "cpu":
-        hardware = f"{environment['cpu_count']} CPU cores"
-    else:
-        hardware = environment["device_kind"]
-    return {"seconds": round(summary["seconds_run"] / summary["seeds_at_once"], 1), "hardware": hardware}
+    seconds = round(summary["seconds_run"] / summary["seeds_at_once"], 1)
+    return {"seconds": seconds, "hardware": hardware(path)}
 
 
 def _search_folder(path, flags):
