@@ -3,6 +3,8 @@
     python -m experiments.search --flagfile=experiments/flags/dada_quick.flags --run_dir=runs/quick
     python -m experiments.search --method=ddas --help
 
+--judge ends in a verdict: is the policy worth using, by short trainings (`methods/judge.py`)?
+
 Writes RUN_DIR/policy.json, metrics.jsonl, summary.json, figures/*.png and checkpoints (`run_folder`);
 with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N. The same flags give the same
 bytes of policy.json, also when the run was killed and resumed.
@@ -19,10 +21,10 @@ from absl import flags
 
 from dada import models, ops, policies
 from experiments.data import datasets, planting
-from experiments.figures import finished_run
-from experiments.methods import dada_method, ddas_method, deepaa_method, search_loop, search_run
+from experiments.figures import finished_run, verdict_figure
+from experiments.methods import dada_method, ddas_method, deepaa_method, judge, search_loop, search_run
 from experiments.methods.method import Method, Task, config_fields
-from experiments.runs import command_line, devices, run_flags, seeds
+from experiments.runs import command_line, devices, named_policy, run_flags, seeds
 
 METHODS = {"dada": dada_method, "ddas": ddas_method, "deepaa": deepaa_method}
 PRESETS = ("corrected", "official")
@@ -45,6 +47,10 @@ def define(values: flags.FlagValues) -> None:
         "valid_batch_size", None, "Validation images per step; of deepaa, for each data point.", lower_bound=1
     )
     add.float("policy_learning_rate", None, "Adam, of the policy.", lower_bound=0.0)
+    add.bool("judge", False, "At the end, tell by short trainings whether the policy is worth using.")
+    about = "Passes over the training images in each of these. Default: --epochs."
+    add.integer("judge_epochs", None, about, lower_bound=1)
+    add.list("judge_also", [], f"More policies to judge, each one of: {named_policy.FORMS}.")
 
 
 def _resolve(values: flags.FlagValues) -> dict[str, Any]:
@@ -65,6 +71,8 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
                 del settings[flag]
     module = METHODS[chosen]
     reasons = module.unread(settings)
+    if not settings["judge"]:
+        reasons |= dict.fromkeys(("judge_epochs", "judge_also"), "--nojudge")
     for flag in run_flags.given_in_vain(values, reasons):
         raise ValueError(f"--{flag}={settings[flag]} has no effect with {reasons[flag]}")
     run_name = f"{chosen}_{pathlib.Path(settings['dataset']).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
@@ -72,6 +80,7 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
     for name, value in {"run_dir": run_dir, "epochs": 20, **module.defaults(settings)}.items():
         if settings[name] is None or name not in given:
             settings[name] = value
+    settings["judge_epochs"] = settings["judge_epochs"] or settings["epochs"]
     return {name: value for name, value in settings.items() if name not in reasons}
 
 
@@ -139,6 +148,12 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
     if planted:
         images = planting.plant(*planted, data.valid.images)
         data = data._replace(valid=data.valid._replace(images=images))
+    judged = None
+    if settings["judge"]:
+        total, max_steps = method.total_steps(config), settings["max_steps"]
+        if max_steps is not None and max_steps < total:
+            raise ValueError(f"--max_steps={max_steps}: expected all {total} steps with --judge")
+        judged = judge.plan(settings, data.valid)
     return Task(
         method=method,
         config=config,
@@ -150,6 +165,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
         planted=planted,
         max_steps=settings["max_steps"],
         measure_cost=settings["measure_cost"],
+        judge=judged,
         mesh=mesh,
     )
 
@@ -167,7 +183,14 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         folder = folders[seed]
         finished_run.draw(folder.path, dataset, task.data.valid.images if task.planted else None)
         print(f"\nseed {seed}\n{policies.format_table(policy)}")
-        print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}")
+        print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}", flush=True)
+    if task.judge:
+        devices.barrier("searched")
+        for seed, folder in folders.items():
+            verdict = judge.run(task, folder, seed, policies.load(folder.policy_path))
+            if verdict:
+                verdict_figure.draw(folder.path)
+                print(f"\nseed {seed}\n{judge.report(task, folder.path, verdict)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from experiments.data import datasets
-from experiments.figures import chart_figures, deepaa_figures, figure_style, search_figures
+from experiments.figures import chart_figures, deepaa_figures, figure_style, search_figures, verdict_figure
 from experiments.runs import run_folder
 
 
@@ -27,9 +27,10 @@ def draw(
     if "policy" in flags:
         return draw_training(run_path)
     if flags.get("method") != "deepaa":
-        return search_figures.draw(run_path, dataset, planted_valid_images)
+        return search_figures.draw(run_path, dataset, planted_valid_images) + verdict_figure.draw(run_path)
     proxy = pathlib.Path(run_path) / "proxy"
-    return deepaa_figures.draw_run(run_path) + (draw_training(proxy) if proxy.is_dir() else [])
+    training = draw_training(proxy) if proxy.is_dir() else []
+    return deepaa_figures.draw_run(run_path) + training + verdict_figure.draw(run_path)
 
 
 def draw_training(run_path: str | os.PathLike) -> list[pathlib.Path]:

@@ -122,6 +122,7 @@ CORRECTED = Method(
     divided=("batch_size", "valid_batch_size"),
     watched=("train_loss", "valid_loss"),
     maps_seeds=True,
+    policy_position="after_crop",
     split=lambda dataset, settings: datasets.search_split(dataset),
     config=functools.partial(_config, dada),
     plan=lambda settings, dataset: None,

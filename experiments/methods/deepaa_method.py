@@ -81,7 +81,8 @@ def _split(dataset: datasets.Dataset, settings: Settings) -> tuple[np.ndarray, n
     """Images to augment and clean images, enough of every class."""
     _, train, valid = _parts(dataset, settings)
     size = settings["valid_batch_size"]
-    for part, name, needed in ((train, "augmented", 1), (valid, "clean", size)):
+    clean = 2 * size if settings["judge"] else size  # half of them in the last third of a layer
+    for part, name, needed in ((train, "augmented", 1), (valid, "clean", clean)):
         counts = np.bincount(dataset.train_labels[part], minlength=dataset.num_classes)
         if counts.min() < needed:
             raise ValueError(
@@ -130,6 +131,7 @@ CORRECTED = Method(
     divided=("num_points", "batch_size"),
     watched=("cosine",),
     maps_seeds=False,
+    policy_position="first",
     split=_split,
     config=_config,
     plan=_plan,

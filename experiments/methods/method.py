@@ -29,6 +29,7 @@ class Task(NamedTuple):
     planted: tuple[str, float] | None = None  # op and value on every validation image
     max_steps: int | None = None
     measure_cost: bool = False
+    judge: Any = None  # judge.Plan; None without --judge
     mesh: jax.sharding.Mesh | None = None  # the devices that share every batch, from `devices.mesh`
 
 
@@ -50,6 +51,7 @@ class Method(NamedTuple):
     divided: tuple[str, ...]  # flags of the batches that several devices share
     watched: tuple[str, ...]  # metrics that must be finite
     maps_seeds: bool  # whether all seeds run at once on an accelerator
+    policy_position: str  # of policy_training.POSITIONS, as in the search
     # Places of the training images to search on and to validate with. (dataset, settings) -> both
     split: Callable[[datasets.Dataset, Settings], tuple[np.ndarray, np.ndarray]]
     # The library's Config. (settings, its fields of `config_fields`, the mesh of the run) -> Config
