@@ -38,6 +38,8 @@ _NO_BASE = {"crop_padding": 0, "flip": False, "cutout_length": 0}
 _NUM_SEEDS = 3
 _LARGEST_P = 0.05
 _TEST_BATCH = 500
+# Weight of a batch in the running statistics; more makes every test depend on the last few batches.
+_BATCH_NORM_MOMENTUM = 0.1
 
 
 class Plan(NamedTuple):
@@ -132,7 +134,7 @@ def run(task: Task, folder: run_folder.RunFolder, seed: int, found: policies.Pol
 def _config(task, name, policy):
     count = len(task.data.train.labels)
     return policy_training.Config(
-        apply=task.config.apply,
+        apply=functools.partial(task.config.apply, batch_norm_momentum=_BATCH_NORM_MOMENTUM),
         policy=policy,
         steps_per_epoch=count // task.sizes[0],
         num_epochs=task.judge.num_epochs,
