@@ -220,13 +220,19 @@ def test_the_report_says_what_to_do(files, tmp_path):
     ("changes", "message"),
     [
         ({"judge": False}, "--judge_epochs=1 has no effect with --nojudge"),
-        ({"judge": False, "judge_epochs": None, "judge_also": ["random:1"]}, "--judge_also=.* has no effect with --nojudge"),
+        (
+            {"judge": False, "judge_epochs": None, "judge_also": ["random:1"]},
+            "--judge_also=.* has no effect with --nojudge",
+        ),
         ({"judge_also": ["dada_cifar11"]}, "--judge_also: policy: got 'dada_cifar11', expected a file"),
         ({"judge_also": ["none"]}, "--judge_also: got 'none', expected each once and none of none, base"),
         ({"judge_also": ["random:1", "random:1"]}, "--judge_also: got 'random:1', expected each once"),
         ({"valid_batch_size": 21}, "--valid_batch_size=21: with --judge the search has only 20"),
         ({"max_steps": 5}, "--max_steps=5: expected all 6 steps with --judge"),
-        ({**DEEPAA, "dataset": "more.npz", "valid_batch_size": 5}, "images to be clean, expected 10 or more"),
+        (
+            {**DEEPAA, "dataset": "more.npz", "valid_batch_size": 5},
+            "images to be clean, half of them for --judge, expected 10",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(files, changes, message):

@@ -81,8 +81,9 @@ def _split(dataset: datasets.Dataset, settings: Settings) -> tuple[np.ndarray, n
     """Images to augment and clean images, enough of every class."""
     _, train, valid = _parts(dataset, settings)
     size = settings["valid_batch_size"]
-    clean = 2 * size if settings["judge"] else size  # half of them in the last third of a layer
-    for part, name, needed in ((train, "augmented", 1), (valid, "clean", clean)):
+    # The judge holds half of the clean images back from the last third of a layer.
+    clean = ("clean, half of them for --judge", 2 * size) if settings["judge"] else ("clean", size)
+    for part, name, needed in ((train, "augmented", 1), (valid, *clean)):
         counts = np.bincount(dataset.train_labels[part], minlength=dataset.num_classes)
         if counts.min() < needed:
             raise ValueError(
