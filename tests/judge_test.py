@@ -46,6 +46,7 @@ def quick_runs():
     with pytest.MonkeyPatch.context() as patch:
         small_runs.compile_quickly(patch)
         patch.setattr(search.finished_run, "draw", lambda *_: [])
+        patch.setattr(judge, "_NUM_SEEDS", 2)
         yield
 
 
