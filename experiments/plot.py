@@ -3,8 +3,8 @@
     python -m experiments.plot RUN
     python -m experiments.plot POLICY ... FOLDER
 
-RUN is the folder of a search or a training (`finished_run`). POLICY is a shipped name or the path of a
-policy.json of kind "layers" (`deepaa_figures`). Prints the paths of the figures.
+RUN is the folder of a search, of several seeds of one, or of a training (`finished_run`). POLICY is a shipped
+name or the path of a policy.json of kind "layers" (`deepaa_figures`). Prints the paths of the figures.
 """
 
 from absl import flags

@@ -3,11 +3,14 @@
     python -m experiments.search --flagfile=experiments/flags/dada_quick.flags --run_dir=runs/quick
     python -m experiments.search --method=ddas --help
 
---judge ends in a verdict: is the policy worth using, by short trainings (`methods/judge.py`)?
-
 Writes RUN_DIR/policy.json, metrics.jsonl, summary.json, figures/*.png and checkpoints (`run_folder`);
-with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N. The same flags give the same
-bytes of policy.json, also when the run was killed and resumed.
+with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N, and beside them, once all are done,
+one policy.json of all seeds, and how far these agree, op by op: summary.json, figures/agreement.png
+(`seed_agreement`). The same flags give the same bytes of policy.json, also when the run was killed and
+resumed.
+
+--judge ends in a verdict: is the policy worth using, by short trainings (`methods/judge.py`)? Of several
+seeds, each policy is judged, then the one of all.
 """
 
 import functools
@@ -20,11 +23,13 @@ import jax
 from absl import flags
 
 from dada import models, ops, policies
+from dada.training import sgd
 from experiments.data import datasets, planting
 from experiments.figures import finished_run, verdict_figure
 from experiments.methods import dada_method, ddas_method, deepaa_method, judge, search_loop, search_run
 from experiments.methods.method import Method, Task, config_fields
-from experiments.runs import command_line, devices, named_policy, run_flags, seeds
+from experiments.runs import command_line, devices, named_policy, run_flags, run_folder, seeds
+from experiments.summaries import seed_agreement
 
 METHODS = {"dada": dada_method, "ddas": ddas_method, "deepaa": deepaa_method}
 PRESETS = ("corrected", "official")
@@ -42,10 +47,10 @@ def define(values: flags.FlagValues) -> None:
     add.bool("measure_cost", False, "At the end, time a step against a plain training step.")
     add.string("search_space", None, "Ops and their ranges.")
     add.list("extra_ops", [], "Ops without magnitude to add to the search space.")
-    add.enum("draws", None, ("image", "batch"), "What shares one draw.")
-    add.integer(
-        "valid_batch_size", None, "Validation images per step; of deepaa, for each data point.", lower_bound=1
-    )
+    about = "Images to validate with: a folder <class>/, or an .npz. Default: a part of the training images."
+    add.string("valid_dataset", None, about)
+    about = "Validation images per step; of deepaa, for each data point. Default: all, if there are few."
+    add.integer("valid_batch_size", None, about, lower_bound=1)
     add.float("policy_learning_rate", None, "Adam, of the policy.", lower_bound=0.0)
     add.bool("judge", False, "At the end, tell by short trainings whether the policy is worth using.")
     about = "Passes over the training images in each of these. Default: --epochs."
@@ -94,11 +99,10 @@ def _planted_op(text: str | None, method: Method, config: Any) -> tuple[str, flo
     if parsed is None:
         return None
     name, value = parsed
-    rows = config.space.rows
-    if name not in [row.name for row in rows]:
+    index = planting.row_of(config.space, name, value)
+    if index is None:
         raise ValueError(f"--planted_op: {name} is not in the search space; --extra_ops={name} adds it")
-    index = [row.name for row in rows].index(name)
-    row = rows[index]
+    row = config.space.rows[index]
     if value is None:
         # That of the first level which does not leave the images as they are.
         levels = method.planted_levels(config, index)
@@ -106,28 +110,51 @@ def _planted_op(text: str | None, method: Method, config: Any) -> tuple[str, flo
         value = next((value for value in values if _changes_images(row, value)), values[0])
     if not _changes_images(row, value):
         raise ValueError(f"--planted_op: got {text!r}, expected a finite value that changes the images")
-    return name, value
+    return row.op, value
 
 
 def _changes_images(row: ops.OpRow, value: float) -> bool:
     return row.identity is None or not math.isclose(value, row.identity, rel_tol=1e-6, abs_tol=1e-6)
 
 
-def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
+def _largest_valid_batch(method: Method, valid: sgd.Batch, judged: judge.Plan | None) -> tuple[int, str]:
+    """As `Method.largest_valid_batch`, of the half that all of the search sees."""
+    if judged is None:
+        return method.largest_valid_batch(valid)
+    most, got = method.largest_valid_batch(jax.tree.map(lambda part: part[judged.kept], valid))
+    return most, f"{got} without the half that --judge holds back"
+
+
+def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_batch: bool = False) -> Task:
     """What resolved flags say, checked, before any folder is made.
+
+    With `fits_valid_batch`, a step has no more validation images than there are, or than --judge leaves.
 
     Raises:
       ValueError: settings that do not go together, or not with the data set.
     """
     method = METHODS[settings["method"]].METHODS[settings["preset"]]
     space = ops.search_space(settings["search_space"], tuple(settings["extra_ops"]))
-    train_indices, valid_indices = method.split(dataset, settings)
-    for flag, count in (("batch_size", len(train_indices)), ("valid_batch_size", len(valid_indices))):
-        if settings[flag] > count:
-            raise ValueError(f"--{flag}={settings[flag]}: the search has only {count} such images")
+    train, valid = method.split(dataset, settings)
+    judged = judge.plan(settings, train, valid) if settings["judge"] else None
+    limits = {
+        "batch_size": search_loop.largest_batch(train),
+        "valid_batch_size": _largest_valid_batch(method, valid, judged),
+    }
+    if fits_valid_batch:
+        most, _ = limits["valid_batch_size"]
+        settings = {**settings, "valid_batch_size": min(settings["valid_batch_size"], most)}
+    copies = settings.get("num_draws", 1)
+    if settings["batch_size"] % copies or settings["batch_size"] < 2 * copies:
+        got, expected = f"--batch_size={settings['batch_size']}", f"a multiple of --num_draws={copies}"
+        raise ValueError(f"{got}: expected {expected}, twice at least")
+    sizes = {"batch_size": settings["batch_size"] // copies, "valid_batch_size": settings["valid_batch_size"]}
+    for flag, (most, got) in limits.items():
+        if sizes[flag] > most:
+            raise ValueError(f"--{flag}={settings[flag]}: {got}, expected {sizes[flag]} or more")
     mesh = devices.mesh(settings["num_devices"])
     for flag in method.divided:
-        devices.check_batch(flag, settings[flag], mesh)
+        devices.check_batch(flag, sizes.get(flag, settings[flag]), mesh)
     size = dataset.train_images.shape[1:3]
     if size[0] != size[1] and "Rotate90" in [row.name for row in space.rows]:
         raise ValueError(f"search space: Rotate90 needs square images, got {size[0]} x {size[1]}")
@@ -140,20 +167,17 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
         dataset,
         apply=network.apply,
         space=space,
-        steps_per_epoch=search_loop.steps_per_epoch(len(train_indices), settings["batch_size"]),
+        steps_per_epoch=search_loop.steps_per_epoch(len(train.labels), settings["batch_size"]),
     )
     config = method.config(settings, fields, mesh)
-    data = search_loop.to_device(dataset, train_indices, valid_indices)
+    data = search_loop.to_device(train, valid)
     planted = _planted_op(settings["planted_op"], method, config)
     if planted:
         images = planting.plant(*planted, data.valid.images)
         data = data._replace(valid=data.valid._replace(images=images))
-    judged = None
-    if settings["judge"]:
-        total, max_steps = method.total_steps(config), settings["max_steps"]
-        if max_steps is not None and max_steps < total:
-            raise ValueError(f"--max_steps={max_steps}: expected all {total} steps with --judge")
-        judged = judge.plan(settings, data.valid)
+    total, max_steps = method.total_steps(config), settings["max_steps"]
+    if judged and max_steps is not None and max_steps < total:
+        raise ValueError(f"--max_steps={max_steps}: expected all {total} steps with --judge")
     return Task(
         method=method,
         config=config,
@@ -161,9 +185,10 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> Task:
         dataset=dataset,
         data=devices.replicate(data, mesh),
         sizes=(settings["batch_size"], settings["valid_batch_size"]),
+        copies=copies,
         plan=plan,
         planted=planted,
-        max_steps=settings["max_steps"],
+        max_steps=max_steps,
         measure_cost=settings["measure_cost"],
         judge=judged,
         mesh=mesh,
@@ -175,7 +200,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     run_flags.start(values)
     settings = _resolve(values)
     dataset = run_flags.load_dataset(settings)
-    task = task_of(settings, dataset)
+    is_given = "valid_batch_size" in run_flags.given(values)
+    task = task_of(settings, dataset, fits_valid_batch=not is_given)
+    settings["valid_batch_size"] = task.sizes[1]
     if task.planted:
         settings["planted_op"] = "{}:{}".format(*task.planted)
     folders = seeds.open_folders(settings)
@@ -184,13 +211,22 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         finished_run.draw(folder.path, dataset, task.data.valid.images if task.planted else None)
         print(f"\nseed {seed}\n{policies.format_table(policy)}")
         print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}", flush=True)
+    whole, of_all = run_folder.RunFolder(settings["run_dir"]), f"all {len(folders)} seeds"
+    if len(folders) > 1 and devices.is_primary():
+        summary = seed_agreement.write(whole.path, folders)
+        finished_run.draw(whole.path)
+        print(f"\n{of_all}\n{seed_agreement.format_table(summary)}")
+        print(f"policy   {whole.policy_path}\nfigures  {whole.figures_path}", flush=True)
     if task.judge:
         devices.barrier("searched")
-        for seed, folder in folders.items():
+        found = [(f"seed {seed}", folder, seed) for seed, folder in folders.items()]
+        if len(folders) > 1:
+            found.append((of_all, whole, settings["seed"] + len(folders)))  # trains with seeds of its own
+        for title, folder, seed in found:
             verdict = judge.run(task, folder, seed, policies.load(folder.policy_path))
             if verdict:
                 verdict_figure.draw(folder.path)
-                print(f"\nseed {seed}\n{judge.report(task, folder.path, verdict)}", flush=True)
+                print(f"\n{title}\n{judge.report(task, folder.path, verdict)}", flush=True)
 
 
 if __name__ == "__main__":

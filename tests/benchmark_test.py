@@ -194,7 +194,7 @@ def test_cost_of_ddas(monkeypatch):
     network = types.SimpleNamespace(apply=linear)
     images, labels = embedded().train_images[:40, ::4, ::4], np.arange(40, dtype=np.int32) % 10
     dataset = embedded()._replace(train_images=images, train_labels=labels)
-    data = search_loop.to_device(dataset, *datasets.search_split(dataset))
+    data = search_loop.to_device(*datasets.search_parts(dataset))
     configs = {"plain_steps": benchmark_steps._ddas_configs(network)["plain_steps"]}
     weights = jnp.zeros((8 * 8 * 3, 10)), {}
     found = benchmark_steps._measure(ddas_method.CORRECTED, configs, (2, 16), weights, data, 0, "")

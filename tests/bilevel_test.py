@@ -69,7 +69,7 @@ def test_one_step_and_its_score_by_hand():
     np.testing.assert_allclose(rest, [3.9, 1.1])
     np.testing.assert_allclose(pull_back({"x": jnp.array([1.0, 1.0])})["x"], -rate)
 
-    valid, valid_loss, aux = bilevel.validation_gradient(valid_losses, unrolled)
+    valid, valid_loss, aux = bilevel.loss_gradient(valid_losses, unrolled)
     np.testing.assert_allclose(valid["x"], [0.61, 0.45])
     np.testing.assert_allclose(valid_loss, 0.5 * (0.61**2 + 0.45**2))
     assert aux == "valid"
@@ -81,15 +81,6 @@ def test_one_step_and_its_score_by_hand():
     scores = bilevel.alignment(lambda theta: losses(theta)[0], theta, direction)
     np.testing.assert_allclose(scores, np.array([[2.0, 0.0], [4.0, 4.0]]) @ by_hand)
     np.testing.assert_array_equal(bilevel.direction(pull_back, {"x": jnp.zeros(2)})["x"], 0.0)
-
-    # Without its part along (2 theta'_1, theta'_2) = (1.22, 1.45), the gradient of the third batch.
-    def clean_losses(theta):
-        return jnp.array([1.0]) * (theta["x"][0] ** 2 + 0.5 * theta["x"][1] ** 2), None
-
-    valid, valid_loss, _ = bilevel.validation_gradient(valid_losses, unrolled, orthogonal_to=clean_losses)
-    v, d = np.array([0.61, 0.45]), np.array([1.22, 1.45])
-    np.testing.assert_allclose(valid["x"], v - d * (v @ d) / (d @ d))
-    np.testing.assert_allclose(valid_loss, 0.5 * (0.61**2 + 0.45**2))
 
 
 def test_a_batch_divided_over_devices_has_one_gradient():
@@ -108,10 +99,12 @@ def test_a_batch_divided_over_devices_has_one_gradient():
         np.testing.assert_allclose(gradient[device], whole[0])
         np.testing.assert_allclose(loss[device], whole[1])
     np.testing.assert_array_equal(aux, [6.0, 22.0, 38.0])  # of the device's own part
-    orthogonal, _, _ = divided(
-        lambda of, axis: bilevel.validation_gradient(of, theta, axis, orthogonal_to=of)
-    )
-    np.testing.assert_allclose(orthogonal, 0.0, atol=1e-12)
+
+
+def test_cosine_is_that_of_the_flat_vectors_and_zero_of_nothing():
+    first, second = {"a": jnp.array([3.0]), "b": jnp.array([0.0, 4.0])}, {"a": jnp.zeros(1), "b": jnp.ones(2)}
+    np.testing.assert_allclose(bilevel.cosine(first, second), 4 / (5 * np.sqrt(2)), rtol=1e-6)
+    np.testing.assert_array_equal(bilevel.cosine(first, jax.tree.map(jnp.zeros_like, first)), 0.0)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0])

@@ -228,11 +228,15 @@ def test_the_report_says_what_to_do(files, tmp_path):
         ({"judge_also": ["dada_cifar11"]}, "--judge_also: policy: got 'dada_cifar11', expected a file"),
         ({"judge_also": ["none"]}, "--judge_also: got 'none', expected each once and none of none, base"),
         ({"judge_also": ["random:1", "random:1"]}, "--judge_also: got 'random:1', expected each once"),
-        ({"valid_batch_size": 21}, "--valid_batch_size=21: with --judge the search has only 20"),
+        (
+            {"valid_batch_size": 21},
+            "--valid_batch_size=21: the search has only 20 such images without the half that --judge holds",
+        ),
+        ({"batch_size": 48}, "--batch_size=48: --judge trains on only 40 images, expected 48 or more"),
         ({"max_steps": 5}, "--max_steps=5: expected all 6 steps with --judge"),
         (
             {**DEEPAA, "dataset": "more.npz", "valid_batch_size": 5},
-            "images to be clean, half of them for --judge, expected 10",
+            "has 3 images to be clean without the half that --judge holds back, expected 5 or more",
         ),
     ],
 )
@@ -249,4 +253,47 @@ def test_too_few_validation_images_are_refused():
     with pytest.raises(
         ValueError, match=r"--judge tests on half of the validation images: .*two or more of each"
     ):
-        judge.plan({}, valid)
+        judge.plan({"batch_size": 2}, valid, valid)
+
+
+@pytest.mark.parametrize("changes", [{}, DEEPAA], ids=["dada", "deepaa"])
+def test_half_of_the_images_of_the_place_of_use_is_held_back(files, changes):
+    # Classes 1 and 2 are missing; class 3 is there twice.
+    labels = np.array([3, 3, 0, 0, 0, 0, 0])
+    valid_images = np.random.default_rng(1).integers(0, 256, (7, 8, 8, 3), np.uint8)
+    dataset = datasets.load(str(files / "more.npz"))
+    own = dataset._replace(valid_images=valid_images, valid_labels=labels)
+    given = {**changes, "planted_op": None, "valid_batch_size": None}
+    resolved = search.resolve(small_runs.command(settings(files, "more.npz"), **given))
+    small = search.task_of(resolved, own, fits_valid_batch=True)
+    valid, plan = jax.tree.map(np.asarray, small.data.valid), small.judge
+    assert small.sizes[1] == (1 if changes else 4) == min(small.sizes[1], len(plan.kept))
+    assert sorted([*plan.kept, *plan.held_out]) == list(range(7)) and len(plan.held_out) == 3
+    assert {*valid.labels[plan.kept]} == {*valid.labels[plan.held_out]} == {0, 3}
+    assert all((image == valid_images).all((1, 2, 3)).any() for image in valid.images)
+    assert len(small.data.train.labels) == (120 if changes else 160)  # none of them goes to validation
+    with pytest.raises(ValueError, match="two or more of each class"):
+        search.task_of(resolved, own._replace(valid_labels=np.array([3, 0, 0, 0, 0, 0, 0])))
+
+
+def test_two_seeds_are_judged_each_and_as_one(files, tmp_path, monkeypatch):
+    given, trained = {**settings(files), "epochs": 1, "num_seeds": 2, "seed": 5}, []
+
+    def train(task, path, name, policy, seed, *_):
+        trained.append((name, seed, policy.seed))
+        path.mkdir(parents=True)
+        run_folder.RunFolder(path).write_summary({"right": ["01" * 10] * 2})
+
+    monkeypatch.setattr(judge, "_train", train)
+    path = small_runs.run_here(search, given, tmp_path / "run")
+    assert [(name, seed) for name, seed, _ in trained] == [(row, n) for n in (5, 6, 7) for row in judge.ROWS]
+    assert [seed for name, _, seed in trained if name == "found"] == [5, 6, None]  # the last one is merged
+    for name in ("seed_5", "seed_6", "."):
+        verdict = run_folder.read_summary(path / name)["verdict"]
+        assert [row["mean"] for row in verdict["rows"]] == [50.0] * 4
+        assert verdict["recommended"] == "none" and (path / name / "recommended.json").is_file()
+    before = {name: (path / name).read_bytes() for name in ("policy.json", "summary.json")}
+    small_runs.run_here(search, given, path, resume=True)
+    assert len(trained) == 12  # nothing was trained again
+    assert before == {name: (path / name).read_bytes() for name in before}
+    assert [file.name for file in draw_all(path)] == ["agreement.png", "verdict.png"]

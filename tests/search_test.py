@@ -1,6 +1,7 @@
 """The search binary: same bytes from the same seed, also after a kill; files; one line on bad input."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -75,6 +76,28 @@ def test_a_run_leaves_its_folder(finished):
 def test_another_seed_finds_another_policy(files, finished):
     one, other = (json.loads((files / "both" / f"seed_{i}" / "policy.json").read_text()) for i in (0, 1))
     assert one["seed"] == 0 and other["seed"] == 1 and one["sub_policies"] != other["sub_policies"]
+
+
+def test_all_seeds_give_one_policy_also_when_one_of_them_is_resumed(files, finished):
+    both, again = finished.parent, files / "again"
+    masses = [policies.op_mass(policies.load(both / f"seed_{seed}" / "policy.json")) for seed in (0, 1)]
+    merged = policies.op_mass(policies.load(both / "policy.json"))
+    np.testing.assert_allclose(
+        list(merged.values()), np.mean([list(mass.values()) for mass in masses], 0), atol=1e-9
+    )
+    summary = run_folder.read_summary(both)
+    assert summary["seeds"] == [0, 1] and summary["planted_op"] == "Rotate90"
+    assert summary["agreement"]["Rotate90"]["op_mass"] == [mass["Rotate90"] for mass in masses]
+    assert (both / "figures" / "agreement.png").exists()
+    shutil.copytree(both, again)
+    for path in (again / "seed_1", again / "figures"):
+        shutil.rmtree(path)
+    names = ("policy.json", "summary.json")
+    for name in names:
+        (again / name).unlink()
+    run(files, "again", "--num_seeds=2", "--resume")
+    for name in names:
+        assert (again / name).read_bytes() == (both / name).read_bytes()
 
 
 def test_same_seed_same_bytes_alone_and_killed_and_resumed(files, finished):

@@ -236,6 +236,7 @@ def write_runs(definition, root):
     recipes = definition.recipes
     searched = root / "small" / "found" / "search" / "seed_0"
     write_search(searched, {**recipes["small", "found"].search_flags, "seed": 0, "run_dir": str(searched)})
+    (searched.parent / "summary.json").write_text('{"seeds": [0, 1]}')  # of a search with several seeds
     for seed in (0, 1):
         path = root / "small" / "identity" / f"seed_{seed}"
         flags = {**recipes["small", "identity"].train_flags, "seed": seed, "run_dir": str(path)}

@@ -4,7 +4,7 @@ Symbols: theta network parameters, phi policy, L(theta, phi) training loss, V(th
 
     g      = grad_theta L(theta, phi)                       `loss_gradient`
     theta' = step(theta, g)                                 `look_ahead`
-    v      = grad V(theta')                                 `validation_gradient`
+    v      = grad V(theta')                                 `loss_gradient`
     u      = (d step / d g)^T v                             `direction`, at unit length
     s_i    = < u, grad_theta l_i(theta, phi) >              `alignment`, one score for each example      (1)
 
@@ -70,26 +70,6 @@ def look_ahead(
     return unrolled, rest, pull_back_weights
 
 
-def validation_gradient(
-    losses: Losses, unrolled: PyTree, axis_name: str | None = None, *, orthogonal_to: Losses | None = None
-) -> tuple[PyTree, jax.Array, Any]:
-    """v = grad V(theta').
-
-    Args:
-      losses: of the validation batch, as in `loss_gradient`.
-      unrolled: theta'.
-      axis_name: mapped axis over which the batch is divided.
-      orthogonal_to: losses of another batch; v loses its part along their gradient at theta'.
-
-    Returns:
-      (v, mean validation loss [], aux).
-    """
-    gradient, loss, aux = loss_gradient(losses, unrolled, axis_name)
-    if orthogonal_to is not None:
-        gradient = orthogonal_part(gradient, loss_gradient(orthogonal_to, unrolled, axis_name)[0])
-    return gradient, loss, aux
-
-
 def direction(
     pull_back: Callable[[PyTree], PyTree], valid_gradient: PyTree, *, least_norm: float = 0.0
 ) -> PyTree:
@@ -130,6 +110,17 @@ def orthogonal_part(vector: PyTree, direction: PyTree) -> PyTree:
     along, squared_norm = (sum(terms) for terms in zip(*products))
     scale = along / jnp.where(squared_norm > 0, squared_norm, 1.0)
     return jax.tree.map(lambda v, d: v - scale * d, vector, direction)
+
+
+def cosine(first: PyTree, second: PyTree) -> jax.Array:
+    """< a, b > / (|a| |b|), []; 0 where a or b is zero.
+
+    Args:
+      first, second: a and b, pytrees of one structure.
+    """
+    product = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, first, second)))
+    norms = global_norm(first) * global_norm(second)
+    return jnp.where(norms > 0, product / jnp.where(norms > 0, norms, 1.0), 0.0)
 
 
 def tangent(train_gradient: PyTree, valid_gradient: PyTree) -> tuple[PyTree, jax.Array]:
@@ -237,7 +228,7 @@ def finite_difference_hypergradient(
 def _hypergradient(score, train_loss, valid_loss, inner_step, params, policy):
     gradient = jax.grad(train_loss)(params, policy)
     unrolled, _, pull_back = look_ahead(lambda gradient: (inner_step(params, gradient), None), gradient)
-    valid_gradient, _, _ = validation_gradient(lambda params: (valid_loss(params), None), unrolled)
+    valid_gradient = jax.grad(valid_loss)(unrolled)
     pulled = pull_back(valid_gradient)  # at its own length: this is a gradient, not a score
     return jax.grad(lambda phi: score(lambda theta: train_loss(theta, phi), params, pulled))(policy)
 

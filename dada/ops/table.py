@@ -9,7 +9,9 @@ leaf files speak of degrees, bits and pixels.
 
 Spaces:
     dada              15 ops of the official DADA code. Level 0.5 is the identity of nine of them.
-    strength          the same ops; level 0 is the identity, level 1 the strongest: the default.
+    strength          the same ops; level 0 is the identity, level 1 the strongest, directions are random.
+    directed          strength with two rows for every op that has directions, such as Rotate+ and Rotate-,
+                      whose values go up or down from the identity: a search learns which. DADA's default.
     autoaugment       dada plus the four rows that converted AutoAugment levels need.
     deepaa            Identity and 14 ops of DeepAA; the sign is part of the action, as searched.
     deepaa_mirrored   the same, geometric values mirrored at random, as the published policies
@@ -95,12 +97,17 @@ ALL_OPS: tuple[str, ...] = (*OPS, *RANDOM_OPS)  # the ids of the random ops foll
 class OpRow(NamedTuple):
     """One op of a search space: level 0 means `low`, level 1 means `high`."""
 
-    name: str
+    name: str  # of the op, with + or - where the op has a row for values above and below its identity
     low: float
     high: float
     unit: str  # "" for an op without magnitude
     identity: float | None  # the value that leaves the image unchanged; None where there is none
     random_sign: bool  # mirror the value about `identity` with probability one half
+
+    @property
+    def op(self) -> str:
+        """Name of the op alone, of `ALL_OPS`."""
+        return self.name.rstrip("+-")
 
 
 class SearchSpace(NamedTuple):
@@ -173,16 +180,28 @@ _DDAS_IMAGENET = (
     *_DDAS_ENHANCERS,
 )
 
+_STRENGTH = (
+    *(row._replace(low=0.0) for row in _GEOMETRIC),
+    *_POINT,
+    _SOLARIZE._replace(low=256.0, high=0.0),
+    _POSTERIZE._replace(low=8.0, high=4.0),
+    *(row._replace(low=1.0, random_sign=True) for row in _ENHANCERS),
+    _CUTOUT,
+)
+
+
+def _directions(row: OpRow) -> tuple[OpRow, ...]:
+    """A row with a random sign as two without; another one as it is."""
+    if not row.random_sign:
+        return (row,)
+    ends = {"+": row.high, "-": round(2 * row.identity - row.high, 6)}
+    return tuple(row._replace(name=row.name + s, high=end, random_sign=False) for s, end in ends.items())
+
+
 _SPACES = {
     "dada": _DADA,
-    "strength": (
-        *(row._replace(low=0.0) for row in _GEOMETRIC),
-        *_POINT,
-        _SOLARIZE._replace(low=256.0, high=0.0),
-        _POSTERIZE._replace(low=8.0, high=4.0),
-        *(row._replace(low=1.0, random_sign=True) for row in _ENHANCERS),
-        _CUTOUT,
-    ),
+    "strength": _STRENGTH,
+    "directed": tuple(directed for row in _STRENGTH for directed in _directions(row)),
     "autoaugment": (
         *_DADA,
         OpRow("TranslateXAbs", 0.0, 10.0, "pixels", 0.0, True),
@@ -227,9 +246,9 @@ def search_space(name: str, extra_ops: tuple[str, ...] = ()) -> SearchSpace:
     if name not in _SPACES:
         raise ValueError(f"search space: got {name!r}, expected one of {', '.join(SPACE_NAMES)}")
     rows = _SPACES[name]
-    with_magnitude = {row.name for space in _SPACES.values() for row in space if row.unit}
+    with_magnitude = {row.op for space in _SPACES.values() for row in space if row.unit}
     allowed = [op for op in ALL_OPS if op not in with_magnitude]
-    seen = {row.name for row in rows}
+    seen = {row.op for row in rows}
     for op in extra_ops:
         if op not in allowed:
             raise ValueError(f"extra op: got {op!r}, expected one of {', '.join(allowed)}")
@@ -256,7 +275,7 @@ def extra_ops(space: SearchSpace) -> tuple[str, ...]:
 
 def row_op_ids(space: SearchSpace) -> np.ndarray:
     """Returns the op id of every row, int32 [R]."""
-    return np.array([ALL_OPS.index(row.name) for row in space.rows], np.int32)
+    return np.array([ALL_OPS.index(row.op) for row in space.rows], np.int32)
 
 
 def op_ids(space: SearchSpace) -> tuple[int, ...]:

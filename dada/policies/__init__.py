@@ -1,10 +1,12 @@
 """Augmentation policies as one artefact of three kinds, with the published ones (`published/*.json`).
 
 `policy`: the artefact, its checks and its JSON. `baselines`: policies without a search. `schedule`: frozen
-forms of a DDAS policy. `summary`: op mass and tables. Copy with `ops` beside it.
+forms of a DDAS policy. `merging`: one policy of several. `summary`: op mass and tables. Copy with `ops`
+beside it.
 """
 
 from . import baselines, schedule
+from .merging import merge
 from .policy import (
     Layers,
     Policy,
@@ -20,7 +22,7 @@ from .policy import (
     top_k,
     validate,
 )
-from .summary import format_table, layer_shares, op_mass
+from .summary import format_table, layer_shares, op_levels, op_mass
 
 __all__ = [
     "Layers",
@@ -33,6 +35,8 @@ __all__ = [
     "identity",
     "layer_shares",
     "load",
+    "merge",
+    "op_levels",
     "op_mass",
     "random_policy",
     "save",

@@ -8,6 +8,12 @@ from .policy import Policy, space
 
 def _mass(policy):
     """Expected applications of every row: float64 [1 or K layers or E epochs, R]."""
+    row, per_entry = _applications(policy)
+    return per_entry @ np.eye(len(space(policy).rows))[row]
+
+
+def _applications(policy):
+    """(row of every entry [N], expected applications [1 or K layers or E epochs, N])."""
     content = policy.content
     if policy.kind == "sub_policies":
         share = _shares(content)[:, None] * content.probability
@@ -17,7 +23,7 @@ def _mass(policy):
         row, per_entry = content.row, content.probability
     else:
         row, per_entry = content.row, content.p_tp[:, None] * content.num_ops * content.p_o
-    return per_entry @ np.eye(len(space(policy).rows))[row]
+    return row, per_entry
 
 
 def _shares(content):
@@ -35,6 +41,15 @@ def op_mass(policy: Policy) -> dict[str, float]:
     mass = _mass(policy)
     total = mass.mean(axis=0) if policy.kind == "schedule" else mass.sum(axis=0)
     return dict(zip([row.name for row in space(policy).rows], total.tolist()))
+
+
+def op_levels(policy: Policy) -> dict[str, float | None]:
+    """Returns the mean level of every op, by expected applications; None where it is not applied."""
+    row, per_entry = _applications(policy)
+    applied = per_entry.sum(0)[:, None] * np.eye(len(space(policy).rows))[row]  # [N, R]
+    mass, level = applied.sum(0), policy.content.level.ravel() @ applied
+    names = [row.name for row in space(policy).rows]
+    return {name: float(level[r] / mass[r]) if mass[r] else None for r, name in enumerate(names)}
 
 
 def layer_shares(policy: Policy) -> np.ndarray:

@@ -5,9 +5,11 @@ or simply another file as ValueError that names the file, what was got and what 
 downloads or writes, and `.npz` files are read without pickles. The CIFAR formats are in `cifar_files.py`.
 """
 
+import contextlib
 import pathlib
 import zipfile
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +22,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class Arrays(NamedTuple):
-    """Images uint8 [N, H, W, 3] and integer labels [N]; test part None where there is none."""
+    """Images uint8 [N, H, W, 3] and integer labels [N]; None for a part that there is not."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray | None
     test_labels: np.ndarray | None
+    valid_images: np.ndarray | None = None
+    valid_labels: np.ndarray | None = None
 
 
 def read_svhn(data_dir, with_extra):
@@ -64,33 +68,48 @@ def _read_mat(path):
 def read_npz(path):
     """Reads a custom set: {train,test}_{images,labels}, or images and labels alone, without a test part.
 
-    Images are uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1] (grey is repeated to three channels), labels [N]
-    integers from 0.
+    Beside these may be valid_images and valid_labels. Images are uint8 [N, H, W, 3], [N, H, W] or
+    [N, H, W, 1] (grey is repeated to three channels), labels [N] integers from 0.
     """
+    with _open_npz(path) as archive:
+        present = set(archive.files)
+        names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
+        prefixes = ("train_", "test_") if set(names) <= present else ("",)
+        if not {f"{prefixes[0]}images", f"{prefixes[0]}labels"} <= present:
+            expected = f"{', '.join(names[:3])} and {names[3]}, or images and labels"
+            raise ValueError(f"it holds {sorted(present)}, expected {expected}")
+        parts = [array for prefix in prefixes for array in _read_part(archive, prefix)]
+        valid = _read_part(archive, "valid_") if present & {"valid_images", "valid_labels"} else ()
+    return Arrays(*parts, *[None] * (4 - len(parts)), *valid)
+
+
+def read_valid_npz(path):
+    """Reads valid_images and valid_labels alone, as `read_npz` does: (images, labels)."""
+    with _open_npz(path) as archive:
+        return _read_part(archive, "valid_")
+
+
+@contextlib.contextmanager
+def _open_npz(path):
+    """The archive; what is wrong with it, or with what is read from it, is said with its path."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: truncated, or not an .npz archive")
-    names = ("train_images", "train_labels", "test_images", "test_labels")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            present = sorted(archive.files)
-            if not set(names) <= set(present):
-                names = ("images", "labels")
-            if not set(names) <= set(present):
-                expected = "train_images, train_labels, test_images and test_labels, or images and labels"
-                raise ValueError(f"it holds {present}, expected {expected}")
-            arrays = [archive[name] for name in names]
+            yield archive
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error
-    parts = []
-    for images, labels, name in zip(arrays[::2], arrays[1::2], names[::2]):
-        parts += _check_arrays(images, labels, f"{path}: {name}")
-    return Arrays(*parts, *[None] * (4 - len(parts)))
 
 
-def _check_arrays(images, labels, where):
+def _read_part(archive, prefix):
+    """Images and labels of the names with a prefix, checked."""
+    where, name = f"{prefix}images", f"{prefix}labels"
+    if not {where, name} <= set(archive.files):
+        raise ValueError(f"it holds {sorted(archive.files)}, expected {where} and {name}")
+    images, labels = archive[where], archive[name]
     grey = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 1)
     if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[-1] == 3)):
         expected = "uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1]"
@@ -107,7 +126,8 @@ def read_image_folder(root, image_size=None):
     """Reads a folder of images per class, as ImageNet is laid out.
 
     Args:
-      root: folder with train/<class>/<image> and val/<class>/<image> (or test/); classes are in sorted order.
+      root: folder with train/<class>/<image> and val/<class>/<image> (or test/), which are for testing; and
+        perhaps valid/<class>/<image>, to validate with. Classes are in sorted order.
       image_size: side in pixels to which every image is brought (shorter side resized, bicubic; centre
         cropped); None keeps the images, which then must all have one size.
 
@@ -123,31 +143,56 @@ def read_image_folder(root, image_size=None):
         raise FileNotFoundError(
             f"{root}: expected folders train/<class>/ and val/<class>/ (or test/<class>/) in it"
         )
-    classes = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
-    parts, first = [], None
-    for folder in (root / "train", tests[0]):
-        unknown = sorted({f.name for f in folder.iterdir() if f.is_dir()} - set(classes))
-        if unknown:
-            raise ValueError(f"{folder}: class {unknown[0]} is not in {root / 'train'}")
-        files = [
-            (path, label)
-            for label, name in enumerate(classes)
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        if not files:
-            raise FileNotFoundError(f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in its class folders")
-        images = []
-        for path, _ in tqdm.tqdm(files, desc=folder.name, unit="image", disable=None):
-            images.append(_decode_image(path, image_size))
-            first = first or (path, images[0].shape)
-            if images[-1].shape != first[1]:
-                raise ValueError(
-                    f"{path} is {images[-1].shape[1]} x {images[-1].shape[0]} and {first[0]} is "
-                    f"{first[1][1]} x {first[1][0]}: give --image_size to bring all to one size"
-                )
-        parts += [np.stack(images), np.array([label for _, label in files], np.int32)]
+    classes, shape, parts = class_names(root), None, []
+    for folder in (root / "train", tests[0], root / "valid"):
+        if folder.is_dir():
+            parts += read_classes(folder, classes, image_size, shape)
+            shape = parts[0].shape[1:]
     return Arrays(*parts)
+
+
+def class_names(root):
+    """The classes of a folder of images that `read_image_folder` reads, by label."""
+    return sorted(folder.name for folder in (pathlib.Path(root) / "train").iterdir() if folder.is_dir())
+
+
+def read_classes(
+    folder: pathlib.Path, classes: Sequence[str], image_size: int | None, shape: tuple[int, int, int] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads folder/<class>/<image>; some classes may have none.
+
+    Args:
+      classes: names of the training images' classes, by label.
+      image_size: as of `read_image_folder`.
+      shape: of the training images, (H, W, 3); None for that of the first image.
+
+    Returns:
+      Images uint8 [N, H, W, 3], labels int32 [N].
+
+    Raises: as `read_image_folder`.
+    """
+    unknown = sorted({f.name for f in folder.iterdir() if f.is_dir()} - set(classes))
+    if unknown:
+        known = f"the {len(classes)} of the training images, {classes[0]} to {classes[-1]}"
+        raise ValueError(f"{folder}: class {' and class '.join(unknown)} is not in {known}")
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not files:
+        raise FileNotFoundError(f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in its class folders")
+    images, example = [], files[0][0] if shape is None else "a training image"
+    for path, _ in tqdm.tqdm(files, desc=folder.name, unit="image", disable=None):
+        images.append(_decode_image(path, image_size))
+        shape = shape or images[0].shape
+        if images[-1].shape != shape:
+            raise ValueError(
+                f"{path} is {images[-1].shape[1]} x {images[-1].shape[0]} and {example} is "
+                f"{shape[1]} x {shape[0]}: give --image_size to bring all to one size"
+            )
+    return np.stack(images), np.array([label for _, label in files], np.int32)
 
 
 def _decode_image(path, image_size):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dada import augment
+from dada.training import sgd
 from experiments.data import cifar_files, dataset_download, dataset_files
 
 EMBEDDED = pathlib.Path(__file__).parent / "fashion_mnist_5k.npz"
@@ -42,16 +43,22 @@ class Dataset(NamedTuple):
     num_classes: int
     mean: np.ndarray
     std: np.ndarray
+    valid_images: np.ndarray | None = None  # of where a model will be used; None: a search splits one off
+    valid_labels: np.ndarray | None = None
 
 
-def load(name, data_dir=None, download=False, image_size=None):
+def load(name, data_dir=None, download=False, image_size=None, valid_dataset=None):
     """Loads a data set.
 
     Args:
       name: one of NAMES; or the path of an `.npz` file or of a folder of images (`dataset_files`).
       data_dir: folder with the official files of CIFAR or SVHN, or where to put them.
       download: fetch the official files into data_dir if they are not there.
-      image_size: for a folder of images only: side in pixels to which all are brought; None keeps their size.
+      image_size: for folders of images only: side in pixels to which all are brought; None keeps their size.
+      valid_dataset: path of validation images, which then are those of the data set: an `.npz` file with
+        valid_images and valid_labels, or a folder of images per class, named as in the training folder, or by
+        label (0, 1, ...) if the training images are no folder. They take the place of any that the data set
+        has itself, so that a model can be fitted to several places of use with the same training images.
 
     Returns:
       Dataset. The images of "embedded", CIFAR and SVHN are 32 x 32; a custom set keeps its size. A reduced
@@ -59,13 +66,15 @@ def load(name, data_dir=None, download=False, image_size=None):
 
     Raises:
       FileNotFoundError: files are missing or cannot be downloaded.
-      ValueError: unknown name, or a file that is damaged, hostile or not what its name says.
+      ValueError: unknown name, or a file that is damaged, hostile or not what its name says; validation
+        images of another size or class than the training images.
 
     Reference: reduced sets as the code of DADA (ECCV 2020) and Fast AutoAugment (NeurIPS 2019) makes them.
     """
     path = pathlib.Path(name)
     is_folder = name not in NAMES and path.is_dir()
-    if image_size is not None and (not is_folder or image_size < 1):
+    has_folder = is_folder or (valid_dataset is not None and pathlib.Path(valid_dataset).is_dir())
+    if image_size is not None and (not has_folder or image_size < 1):
         expected = "a positive number of pixels, and only for a folder of images"
         raise ValueError(f"image_size {image_size} for {name!r}: expected {expected}")
     base = name.removeprefix("reduced_")
@@ -96,7 +105,24 @@ def load(name, data_dir=None, download=False, image_size=None):
         mean, std = _pixel_statistics(arrays.train_images)
     train = arrays.train_images, arrays.train_labels.astype(np.int32)
     test = arrays.test_images, arrays.test_labels.astype(np.int32)
-    return Dataset(name, *train, *test, num_classes, mean, std)
+    valid = arrays.valid_images, arrays.valid_labels
+    if valid_dataset is not None:
+        classes = dataset_files.class_names(path) if is_folder else [str(n) for n in range(num_classes)]
+        valid = _read_valid(pathlib.Path(valid_dataset), classes, image_size, train[0].shape[1:])
+    if valid[0] is not None:
+        _check_part(valid_dataset or name, "validation", *valid, train[0].shape[1:], num_classes)
+        valid = valid[0], valid[1].astype(np.int32)
+    return Dataset(name, *train, *test, num_classes, mean, std, *valid)
+
+
+def _read_valid(path, classes, image_size, shape):
+    """Validation images and labels of a file or folder of their own."""
+    if path.is_dir():
+        return dataset_files.read_classes(path, classes, image_size, shape)
+    if path.suffix == ".npz":
+        return dataset_files.read_valid_npz(path)
+    expected = "an .npz file or an existing folder of images per class"
+    raise ValueError(f"--valid_dataset={path}: expected {expected}")
 
 
 def _read_official(name, data_dir, download):
@@ -141,26 +167,37 @@ def _split_off_test(name, arrays):
         train, test = stratified_split(labels, -(-len(labels) // 5))
     except ValueError as error:
         raise ValueError(f"{name}: no fifth can be split off for testing: {error}") from error
-    return dataset_files.Arrays(images[train], labels[train], images[test], labels[test])
+    return arrays._replace(
+        train_images=images[train],
+        train_labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+    )
 
 
 def _count_classes(name, arrays):
     """Number of classes of a custom set, whose parts must fit together."""
-    shapes = [list(images.shape[1:]) for images in (arrays.train_images, arrays.test_images)]
-    sizes = [labels.size for labels in (arrays.train_labels, arrays.test_labels)]
-    if shapes[0] != shapes[1] or min(sizes) == 0:
-        got = f"{sizes[0]} training images {shapes[0]} and {sizes[1]} test images {shapes[1]}"
-        raise ValueError(f"{name}: {got}, expected some of each and one shape")
+    if not arrays.train_labels.size:
+        raise ValueError(f"{name}: got no training images, expected some")
     present = np.unique(arrays.train_labels)
     num_classes = len(present)
     if present[0] != 0 or present[-1] != num_classes - 1:
         got = f"{num_classes} numbers from {present[0]} to {present[-1]}"
         expected = f"0 to {num_classes - 1} without a gap"
         raise ValueError(f"{name}: the training labels are {got}, expected {expected}")
-    lowest, highest = arrays.test_labels.min(), arrays.test_labels.max()
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(f"{name}: test labels from {lowest} to {highest}, expected 0 to {num_classes - 1}")
+    test = arrays.test_images, arrays.test_labels
+    _check_part(name, "test", *test, arrays.train_images.shape[1:], num_classes)
     return num_classes
+
+
+def _check_part(path, part, images, labels, shape, num_classes):
+    """Refuses images that do not go with the training images, of a shape and a number of classes."""
+    if images.shape[1:] != shape or not labels.size:
+        got = f"{labels.size} {part} images {list(images.shape[1:])} and training images {list(shape)}"
+        raise ValueError(f"{path}: {got}, expected some of each and one shape")
+    lowest, highest = labels.min(), labels.max()
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(f"{path}: {part} labels from {lowest} to {highest}, expected 0 to {num_classes - 1}")
 
 
 def _pixel_statistics(images):
@@ -185,6 +222,19 @@ def search_split(dataset, seed=0):
     """
     train, valid = stratified_split(dataset.train_labels, -(-len(dataset.train_labels) // 2), seed)
     return train.astype(np.int32), valid.astype(np.int32)
+
+
+def search_parts(dataset: Dataset) -> tuple[sgd.Batch, sgd.Batch]:
+    """Images to search on and to validate with: the halves of `search_split`, or the set's own, all of each.
+
+    Own validation images come in a random order, always the same, since batches may be taken in order.
+    """
+    if dataset.valid_images is None:
+        indices = search_split(dataset)
+        return tuple(sgd.Batch(dataset.train_images[part], dataset.train_labels[part]) for part in indices)
+    order = np.random.RandomState(0).permutation(len(dataset.valid_labels))
+    train = sgd.Batch(dataset.train_images, dataset.train_labels)
+    return train, sgd.Batch(dataset.valid_images[order], dataset.valid_labels[order])
 
 
 def stratified_split(labels, test_size, seed=0):

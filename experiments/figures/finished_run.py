@@ -6,7 +6,14 @@ import pathlib
 import numpy as np
 
 from experiments.data import datasets
-from experiments.figures import chart_figures, deepaa_figures, figure_style, search_figures, verdict_figure
+from experiments.figures import (
+    agreement_figure,
+    chart_figures,
+    deepaa_figures,
+    figure_style,
+    search_figures,
+    verdict_figure,
+)
 from experiments.runs import run_folder
 
 
@@ -15,7 +22,9 @@ def draw(
     dataset: datasets.Dataset | None = None,
     planted_valid_images: np.ndarray | None = None,
 ) -> list[pathlib.Path]:
-    """Draws a training (RUN/figures/curves.png), or a search of any method; returns the paths.
+    """Draws a training (RUN/figures/curves.png), a search of any method, or what its seeds found together.
+
+    Returns the paths.
 
     `dataset` and `planted_valid_images` are what a search has at hand, as in `search_figures.draw`.
 
@@ -23,14 +32,17 @@ def draw(
       FileNotFoundError: not a run folder, a run that has not finished, or missing data files.
       ValueError: a file does not hold what such a run writes.
     """
-    flags = run_folder.read_flags(run_path)
+    path = pathlib.Path(run_path)
+    if (path / "summary.json").is_file() and "agreement" in run_folder.read_summary(path):
+        return agreement_figure.draw(path) + verdict_figure.draw(path)
+    flags = run_folder.read_flags(path)
     if "policy" in flags:
-        return draw_training(run_path)
+        return draw_training(path)
     if flags.get("method") != "deepaa":
-        return search_figures.draw(run_path, dataset, planted_valid_images) + verdict_figure.draw(run_path)
-    proxy = pathlib.Path(run_path) / "proxy"
+        return search_figures.draw(path, dataset, planted_valid_images) + verdict_figure.draw(path)
+    proxy = path / "proxy"
     training = draw_training(proxy) if proxy.is_dir() else []
-    return deepaa_figures.draw_run(run_path) + training + verdict_figure.draw(run_path)
+    return deepaa_figures.draw_run(path) + training + verdict_figure.draw(path)
 
 
 def draw_training(run_path: str | os.PathLike) -> list[pathlib.Path]:

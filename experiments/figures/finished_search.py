@@ -12,6 +12,7 @@ import numpy as np
 
 from dada import ops, policies
 from dada.searches.dada import space as policy_space
+from experiments.data import planting
 from experiments.figures import figure_style
 from experiments.runs import run_folder
 
@@ -129,9 +130,9 @@ def _read_planted(path, flag, space):
     if not flag:
         return None
     name, value = flag.split(":")
-    rows = [row for row in space.rows if row.name == name]
-    if not rows:
+    index = planting.row_of(space, name, float(value))
+    if index is None:
         raise ValueError(f"{path / 'flags.txt'}, planted_op: {name} is not an op of the search space")
-    row = rows[0]._replace(random_sign=False)
+    row = space.rows[index]._replace(random_sign=False)
     text = figure_style.value_text(row, float(value)) if row.unit else ""
-    return Planted(name, float(value), f"{name} {text}".strip())
+    return Planted(row.name, float(value), f"{name} {text}".strip())

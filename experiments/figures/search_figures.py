@@ -1,6 +1,7 @@
 """The figures of a finished search of DADA or DDAS, from its run folder.
 
-    RUN/figures/sample_images.png     training images per class; validation images after the planted op
+    RUN/figures/sample_images.png     training images per class; validation images, if they are a set of
+                                      their own or have a planted op
     RUN/figures/ops.png               every op of the search space over its levels
     RUN/figures/curves.png            losses, accuracies, entropy, temperature, op mass over the steps
     RUN/figures/policy.png            DADA: op mass, probabilities, levels, weights of the pairs
@@ -11,6 +12,7 @@
 Reads the run folder and the data set that its flags name, and writes the figures of an earlier start again.
 """
 
+import functools
 import os
 import pathlib
 
@@ -46,7 +48,7 @@ def draw(
     Args:
       dataset: the data set of the run; None loads it as the flags of the run say.
       planted_valid_images: uint8 [V, H, W, 3], the validation images of the run after the planted op, in the
-        order of `datasets.search_split`; None applies the op here.
+        order of `datasets.search_parts`; None applies the op here.
 
     Raises: as `finished_run.draw`.
     """
@@ -54,7 +56,8 @@ def draw(
     if dataset is None:
         size = run.flags.get("image_size")
         size = size and int(size)
-        dataset = datasets.load(run.flags["dataset"], run.flags.get("data_dir"), image_size=size)
+        paths = run.flags["dataset"], run.flags.get("data_dir"), False
+        dataset = datasets.load(*paths, size, run.flags.get("valid_dataset"))
     folder = run_folder.RunFolder(run.path).figures_path
     planted_name = run.planted.name if run.planted else None
     method = f"{run.policy.method or 'search'} {run.policy.preset or ''}".strip()
@@ -85,31 +88,35 @@ def _class_name(dataset, label):
 
 
 def _sample_images(dataset, planted, planted_valid_images):
-    train, valid = datasets.search_split(dataset)
+    train, valid = datasets.search_parts(dataset)
     # Spread over all classes if there are many.
     classes = np.linspace(0, dataset.num_classes - 1, min(_CLASSES_SHOWN, dataset.num_classes)).astype(int)
-    members = [train[dataset.train_labels[train] == label][:_IMAGES_PER_CLASS] for label in classes]
-    images = [
-        [dataset.train_images[indices[row]] if row < len(indices) else None for indices in members]
-        for row in range(_IMAGES_PER_CLASS)
-    ]
+
+    def rows_of(images, labels, count=_IMAGES_PER_CLASS):
+        """A row with the first image of each class, one with the second, ...; None where there is none."""
+        members = [images[np.flatnonzero(labels == label)[:count]] for label in classes]
+        return [
+            [of_class[row] if row < len(of_class) else None for of_class in members] for row in range(count)
+        ]
+
+    images = rows_of(*train)
     labels = [_class_name(dataset, label) for label in classes]
     shown = f"{len(classes)} of {dataset.num_classes} classes"
     title = f"Training images, {'a column per class' if len(classes) == dataset.num_classes else shown}"
     blocks = [image_figures.Block(title, images, column_labels=labels)]
     if planted:
-        # One validation image of each class, by its position among the validation images.
-        position = [int(np.argmax(dataset.train_labels[valid] == label)) for label in classes]
-        before = dataset.train_images[valid[position]]
+        before, count = rows_of(*valid, 1), len(valid.labels)
         if planted_valid_images is None:
-            after = planting.plant(planted.name, planted.value, before)
-        elif len(planted_valid_images) != len(valid):
-            raise ValueError(f"planted_valid_images: got {len(planted_valid_images)}, expected {len(valid)}")
+            plant = functools.partial(planting.plant, planted.name, planted.value)
+            after = [[image if image is None else np.asarray(plant(image[None]))[0] for image in before[0]]]
+        elif len(planted_valid_images) != count:
+            raise ValueError(f"planted_valid_images: got {len(planted_valid_images)}, expected {count}")
         else:
-            after = np.asarray(planted_valid_images)[position]
+            after = rows_of(np.asarray(planted_valid_images), valid.labels, 1)
         title = f"Validation images, on which {planted.text} is planted"
-        rows = [list(before), list(np.asarray(after))]
-        blocks.append(image_figures.Block(title, rows, ("as they are", "as used")))
+        blocks.append(image_figures.Block(title, before + after, ("as they are", "as used")))
+    elif dataset.valid_images is not None:
+        blocks.append(image_figures.Block("Validation images", rows_of(*valid)))
     return image_figures.image_grid(f"Images of {pathlib.Path(dataset.name).name}", blocks)
 
 

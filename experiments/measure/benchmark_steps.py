@@ -175,7 +175,7 @@ def run(batch_sizes: dict[str, int], dataset: datasets.Dataset, seed: int) -> di
     `batch_sizes` are those of DADA, training and validation, by network. Returns, by method and network,
     costs in plain steps, with the sizes that they were measured at.
     """
-    data = search_loop.to_device(dataset, *datasets.search_split(dataset))
+    data = search_loop.to_device(*datasets.search_parts(dataset))
     results = {"dtype": "float32", "dada": {}, "ddas": {}, "deepaa": {}}
     for name, batch_size in batch_sizes.items():
         network, *weights = _start(name, dataset, seed)

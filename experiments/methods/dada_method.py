@@ -19,30 +19,21 @@ from experiments.methods import search_loop
 from experiments.methods.method import Method, Settings, Task, defaults_of
 from experiments.runs import command_line, run_folder
 
-MIXTURES = ("gumbel", "straight_through")
-
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of this method only."""
     add = command_line.definers(values)
     add.enum("policy_space", "pairs", ("pairs", "slots"), "What the policy is made of.")
     add.enum("estimator", "relax", dada_config.ESTIMATORS, "Estimator of the policy gradient.")
-    add.enum(
-        "hypergradient",
-        None,
-        ("exact", "finite_difference"),
-        "Directional derivatives by JVP or by differences.",
-    )
+    about = "Of a sub-policy: the cosine of two gradients, or the exact gradient of the paper."
+    add.enum("score", None, ("cosine", "exact"), about)
+    about = "Sub-policies of a step; they share the images: a step has batch_size / num_draws of them."
+    add.integer("num_draws", 8, about, lower_bound=2)
+    about = "Directional derivatives by JVP or by differences."
+    add.enum("hypergradient", None, ("exact", "finite_difference"), about)
     add.integer("top_k", 25, "Sub-policies that the policy keeps.", lower_bound=1)
     add.float("control_learning_rate", None, "Adam, of RELAX's control variate.", lower_bound=0.0)
     add.bool("share_between_pairs", True, "Pairs that have an op in common share gradients.")
-    add.bool("orthogonal_to_clean", False, "Pay ops for what un-augmented images do not teach.")
-    add.enum(
-        "validation_statistics",
-        "batch",
-        ("batch", "running"),
-        "Of batch norm at the validation images; running: as in a test.",
-    )
     add.float("temperature", None, "Of relaxed samples, at the start.", lower_bound=1e-3)
     add.float("final_temperature", None, "Of relaxed samples, at the end.", lower_bound=1e-3)
 
@@ -50,10 +41,7 @@ def define(values: flags.FlagValues) -> None:
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
     if settings["preset"] == "official":
-        names = (
-            *("policy_space", "draws", "control_learning_rate", "share_between_pairs"),
-            *("orthogonal_to_clean", "validation_statistics"),
-        )
+        names = (*("policy_space", "score", "num_draws", "control_learning_rate", "share_between_pairs"),)
         return dict.fromkeys(names, "--preset=official")
     estimator = f"--estimator={settings['estimator']}"
     names = {} if estimator == "--estimator=relax" else {"control_learning_rate": estimator}
@@ -61,18 +49,26 @@ def unread(settings: Settings) -> dict[str, str]:
         names |= dict.fromkeys(("temperature", "final_temperature"), estimator)
     if settings["policy_space"] == "slots":
         names |= dict.fromkeys(("share_between_pairs", "top_k"), "--policy_space=slots")
-    return names
+    score = _score(settings)
+    return names | {"hypergradient" if score == "cosine" else "num_draws": f"--score={score}"}
+
+
+def _score(settings: Settings) -> str:
+    """The score of the flags: the default is exact for estimators that cannot do with another."""
+    is_mixture = settings["estimator"] in dada_config.MIXTURES
+    return settings["score"] or ("exact" if is_mixture else dada_config.Config.score)
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
     """Values of the flags that were not given, where they depend on other flags or on the method."""
     is_official = settings["preset"] == "official"
-    is_mixture = settings["estimator"] in MIXTURES and not is_official
+    is_mixture = settings["estimator"] in dada_config.MIXTURES and not is_official
     fields = defaults_of(official_config.Config if is_official else dada_config.Config)
     temperature = 1.0 if is_mixture else fields["temperature"][0]
-    names = ("draws", "hypergradient", "policy_learning_rate", "control_learning_rate")
+    names = ("hypergradient", "policy_learning_rate", "control_learning_rate")
     return {
-        "search_space": "dada" if is_official else "strength",
+        "search_space": "dada" if is_official else "directed",
+        "score": _score(settings),
         "valid_batch_size": settings["batch_size"],
         "temperature": temperature,
         "final_temperature": 0.1 if is_mixture else settings["temperature"] or temperature,
@@ -90,7 +86,7 @@ def _config(library: ModuleType, settings: Settings, fields: dict[str, Any], mes
 
 def _planted_levels(config: Any, row: int) -> tuple[float, ...]:
     del config, row
-    return (0.5, 1.0)
+    return (0.8, 1.0)
 
 
 def _report(
@@ -123,7 +119,8 @@ CORRECTED = Method(
     watched=("train_loss", "valid_loss"),
     maps_seeds=True,
     policy_position="after_crop",
-    split=lambda dataset, settings: datasets.search_split(dataset),
+    split=lambda dataset, settings: datasets.search_parts(dataset),
+    largest_valid_batch=search_loop.largest_batch,
     config=functools.partial(_config, dada),
     plan=lambda settings, dataset: None,
     planted_levels=_planted_levels,

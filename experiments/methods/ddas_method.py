@@ -33,6 +33,7 @@ def define(values: flags.FlagValues) -> None:
     add.integer("smoothing", 1, "Epochs over which the policy's p_tp is averaged.", lower_bound=1)
     add.float("momentum", 0.0, "Of the network's SGD.", 0.0, 1.0)
     add.bool("nesterov", False, "Nesterov's momentum.")
+    add.enum("draws", None, ("image", "batch"), "What shares one draw.")
 
 
 def unread(settings: Settings) -> dict[str, str]:

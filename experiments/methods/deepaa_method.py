@@ -44,7 +44,7 @@ def define(values: flags.FlagValues) -> None:
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
     del settings
-    return {"draws": "--method=deepaa"}
+    return {}
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
@@ -63,34 +63,44 @@ def defaults(settings: Settings) -> dict[str, Any]:
 
 
 def _parts(dataset: datasets.Dataset, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Training images of the proxy, of the search, and clean ones: a tenth, seven tenths, a fifth.
+    """Places of the images of the proxy, of the search, and clean ones: a tenth, seven tenths, a fifth.
 
-    Shuffled; in the official preset as they come.
+    Shuffled; in the official preset as they come. A data set with validation images has its clean images in
+    them, so that the search gets the fifth, too.
     """
     count = len(dataset.train_labels)
     order = np.arange(count)
     if settings["preset"] == "corrected":
         order = np.random.RandomState(_SPLIT_SEED).permutation(count)
-    first, last = settings["proxy_images"] or count // 10, count - count // 5
+    num_clean = count // 5 if dataset.valid_images is None else 0
+    first, last = settings["proxy_images"] or count // 10, count - num_clean
     if first >= last:
         raise ValueError(f"--proxy_images={first}: expected less than {last} of the {count} training images")
     return order[:first], order[first:last], order[last:]
 
 
-def _split(dataset: datasets.Dataset, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Images to augment and clean images, enough of every class."""
-    _, train, valid = _parts(dataset, settings)
-    size = settings["valid_batch_size"]
-    # The judge holds half of the clean images back from the last third of a layer.
-    clean = ("clean, half of them for --judge", 2 * size) if settings["judge"] else ("clean", size)
-    for part, name, needed in ((train, "augmented", 1), (valid, *clean)):
-        counts = np.bincount(dataset.train_labels[part], minlength=dataset.num_classes)
-        if counts.min() < needed:
-            raise ValueError(
-                f"--valid_batch_size={size}: class {counts.argmin()} has {counts.min()} "
-                f"images to be {name}, expected {needed} or more of every class"
-            )
-    return train, valid
+def _split(dataset: datasets.Dataset, settings: Settings) -> tuple[sgd.Batch, sgd.Batch]:
+    """Images to augment and clean images, some of every class; validation images may lack a class."""
+    train, clean = (
+        sgd.Batch(dataset.train_images[part], dataset.train_labels[part])
+        for part in _parts(dataset, settings)[1:]
+    )
+    classes = np.arange(dataset.num_classes)
+    if dataset.valid_images is not None:
+        clean = sgd.Batch(dataset.valid_images, dataset.valid_labels)
+        classes = np.unique(clean.labels)
+    for part, name in ((train, "augmented"), (clean, "clean")):
+        missing = np.setdiff1d(classes, part.labels)
+        if missing.size:
+            raise ValueError(f"class {missing[0]} has no image to be {name}, expected one or more")
+    return train, clean
+
+
+def _largest_valid_batch(clean: sgd.Batch) -> tuple[int, str]:
+    """Clean images of the rarest class: a data point has as many of its own class, all different."""
+    classes, counts = np.unique(clean.labels, return_counts=True)
+    rarest = counts.argmin()
+    return int(counts[rarest]), f"class {classes[rarest]} has {counts[rarest]} images to be clean"
 
 
 def _config(settings: Settings, fields: dict[str, Any], mesh: Any) -> deepaa.Config:
@@ -134,6 +144,7 @@ CORRECTED = Method(
     maps_seeds=False,
     policy_position="first",
     split=_split,
+    largest_valid_batch=_largest_valid_batch,
     config=_config,
     plan=_plan,
     planted_levels=_planted_levels,

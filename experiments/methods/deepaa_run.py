@@ -187,8 +187,10 @@ class Steps:
 
     def __init__(self, task: Any, is_vmapped: bool):
         del is_vmapped
-        num_classes = task.dataset.num_classes
-        tables = tuple(class_table(np.asarray(part.labels), num_classes) for part in task.data)
+        labels, num_classes = [np.asarray(part.labels) for part in task.data], task.dataset.num_classes
+        # Data points are of the classes that have clean images.
+        tables = [class_table(of_part, num_classes) for of_part in labels]
+        tables = jax.tree.map(lambda leaf: leaf[np.unique(labels[1])], tables)
         self._batches = functools.partial(
             batches,
             tables=devices.replicate(tables, task.mesh),
@@ -262,7 +264,5 @@ def report(
         "seconds_proxy": proxy["seconds"],
     }
     if task.planted:
-        name, value = task.planted
-        lead = search_run.lead(lines[: config.updates_per_layer], names.index(name))
-        summary["planted"] = {"op": name, "value": value, **lead}
+        summary["planted"] = search_run.found_again(task, lines[: config.updates_per_layer], policy)
     return summary

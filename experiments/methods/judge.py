@@ -53,22 +53,22 @@ class Plan(NamedTuple):
     also: dict[str, policies.Policy]  # other policies to judge, by name
 
 
-def plan(settings: Settings, valid: sgd.Batch) -> Plan:
-    """Reads resolved flags.
+def plan(settings: Settings, train: sgd.Batch, valid: sgd.Batch) -> Plan:
+    """Reads resolved flags; `train` and `valid` are the images of the search, from `Method.split`.
 
     Raises:
-      ValueError: too few validation images, or a policy that cannot be judged.
+      ValueError: too few images, or a policy that cannot be judged.
     """
+    count, batch_size = len(train.labels), settings["batch_size"]
+    if batch_size > count:
+        raise ValueError(
+            f"--batch_size={batch_size}: --judge trains on only {count} images, expected {batch_size} or more"
+        )
     labels = np.asarray(valid.labels)
     try:
         kept, held_out = datasets.stratified_split(labels, len(labels) // 2)
     except ValueError as error:
         raise ValueError(f"--judge tests on half of the validation images: {error}") from error
-    size = settings["valid_batch_size"]
-    if size > len(kept):
-        raise ValueError(
-            f"--valid_batch_size={size}: with --judge the search has only {len(kept)} such images"
-        )
     names = settings["judge_also"]
     for name in names:
         if name in ROWS or names.count(name) > 1:

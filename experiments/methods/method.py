@@ -6,9 +6,9 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import numpy as np
 
 from dada import policies
+from dada.training import sgd
 from experiments.data import datasets
 from experiments.methods import search_loop
 from experiments.runs import run_folder
@@ -24,7 +24,8 @@ class Task(NamedTuple):
     model: tuple[ModuleType, Any]  # from models.by_name
     dataset: datasets.Dataset
     data: search_loop.Data  # on all devices
-    sizes: tuple[int, int]  # training and validation images per step
+    sizes: tuple[int, int]  # training and validation images that pass through the network in a step
+    copies: int  # of each training image among them
     plan: Any = None  # of method.plan
     planted: tuple[str, float] | None = None  # op and value on every validation image
     max_steps: int | None = None
@@ -52,8 +53,10 @@ class Method(NamedTuple):
     watched: tuple[str, ...]  # metrics that must be finite
     maps_seeds: bool  # whether all seeds run at once on an accelerator
     policy_position: str  # of policy_training.POSITIONS, as in the search
-    # Places of the training images to search on and to validate with. (dataset, settings) -> both
-    split: Callable[[datasets.Dataset, Settings], tuple[np.ndarray, np.ndarray]]
+    # Images to search on and to validate with. (dataset, settings) -> both
+    split: Callable[[datasets.Dataset, Settings], tuple[sgd.Batch, sgd.Batch]]
+    # The most images of it that --valid_batch_size can ask for, and what to say of it. (second half) -> both
+    largest_valid_batch: Callable[[sgd.Batch], tuple[int, str]]
     # The library's Config. (settings, its fields of `config_fields`, the mesh of the run) -> Config
     config: Callable[[Settings, dict[str, Any], Any], Any]
     # What the functions below need besides it. (settings, dataset) -> Task.plan

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dada import augment
 from dada.augment import image_keys
@@ -23,15 +22,15 @@ class Data(NamedTuple):
     valid: sgd.Batch
 
 
-def to_device(dataset: Any, train_indices: np.ndarray, valid_indices: np.ndarray) -> Data:
-    """The two halves of a data set's training images, on the device."""
+def to_device(train: sgd.Batch, valid: sgd.Batch) -> Data:
+    """Both halves, from arrays on the host."""
+    return jax.tree.map(jnp.asarray, Data(train, valid))
 
-    def half(indices):
-        return sgd.Batch(
-            jnp.asarray(dataset.train_images[indices]), jnp.asarray(dataset.train_labels[indices])
-        )
 
-    return Data(half(train_indices), half(valid_indices))
+def largest_batch(part: sgd.Batch) -> tuple[int, str]:
+    """The most images of a half that a step can have, and what to say of it."""
+    count = len(part.labels)
+    return count, f"the search has only {count} such images"
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
@@ -109,23 +108,24 @@ def start(task: Any, seed: int, folder: Any, done: int) -> tuple[Any, jax.Array]
     return task.method.library.init(search_key, task.config, params, batch_stats), data_key
 
 
-def _programs(step, task, is_vmapped):
+def _programs(step, task, sizes, is_vmapped):
     method = task.method
     if task.judge:
         indices = functools.partial(_kept_indices, method.valid_indices, task.judge.kept)
         method = method._replace(valid_indices=indices)
-    step = functools.partial(step, method, task.config, task.sizes, axis_name=devices.axis_name(task.mesh))
+    step = functools.partial(step, method, task.config, sizes, axis_name=devices.axis_name(task.mesh))
     return compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped, mesh=task.mesh)
 
 
 def steps(task: Any, is_vmapped: bool) -> compiled_loop.CompiledLoop:
     """Programs of the search."""
-    return _programs(search_step, task, is_vmapped)
+    train_size, valid_size = task.sizes
+    return _programs(search_step, task, (train_size // task.copies, valid_size), is_vmapped)
 
 
 def plain_steps(task: Any, is_vmapped: bool) -> compiled_loop.CompiledLoop:
     """Programs of the yardstick."""
-    return _programs(plain_step, task, is_vmapped)
+    return _programs(plain_step, task, task.sizes, is_vmapped)
 
 
 def total_steps(config: Any) -> int:

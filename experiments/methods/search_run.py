@@ -10,6 +10,7 @@ import numpy as np
 import tqdm
 
 from dada import policies
+from experiments.data import planting
 from experiments.methods import cost
 from experiments.methods.method import Task
 from experiments.runs import command_line, devices, run_folder, seeds
@@ -134,9 +135,24 @@ def _summary(task, folder, state, policy):
         "op_mass_policy_file": policies.op_mass(policy),
     }
     if task.planted:
-        name, value = task.planted
-        summary["planted"] = {"op": name, "value": value, **lead(lines, names.index(name))}
+        summary["planted"] = found_again(task, lines, policy)
     return {**summary, **task.method.report(task, folder, lines, state, policy)}
+
+
+def found_again(task: Task, lines: list[dict[str, Any]], policy: policies.Policy) -> dict[str, Any]:
+    """What became of the planted op: its rank by mass at the end, its level, and when it led for good.
+
+    `level` is that of the planted value, `level_found` the mean of the policy file; None without magnitude.
+    """
+    name, value = task.planted
+    index = planting.row_of(task.config.space, name, value)
+    row, mass = task.config.space.rows[index], np.array(lines[-1]["op_mass"])
+    return {
+        **{"op": name, "value": value, "row": row.name, "rank": int(np.sum(mass > mass[index])) + 1},
+        "level": (value - row.low) / (row.high - row.low) if row.unit else None,
+        "level_found": policies.op_levels(policy)[row.name] if row.unit else None,
+        **lead(lines, index),
+    }
 
 
 def lead(lines: list[dict[str, Any]], row: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def define(values: flags.FlagValues) -> None:
     add.string("dataset", "embedded", f"One of {', '.join(datasets.NAMES)}, an .npz or a folder.")
     add.string("data_dir", None, "Folder with the official files of CIFAR or SVHN.")
     add.bool("download", False, "Fetch the official files into --data_dir if they are missing.")
-    about = "Side to which a folder of images is brought. Default: as they are."
+    about = "Side to which folders of images are brought. Default: as they are."
     add.integer("image_size", None, about, lower_bound=1)
     about = "NAME or NAME:VALUE, on every validation image of a search or test image of a training; or empty."
     add.string("planted_op", None, about)
@@ -67,7 +67,8 @@ def given_in_vain(values: flags.FlagValues, unread: Iterable[str]) -> list[str]:
 
 def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
     """The data set that resolved flags say; raises as `datasets.load`."""
-    return datasets.load(*(settings[name] for name in ("dataset", "data_dir", "download", "image_size")))
+    names = ("dataset", "data_dir", "download", "image_size")
+    return datasets.load(*(settings[name] for name in names), settings.get("valid_dataset"))
 
 
 def _flags(values):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from ... import augment, checks, ops
 from ...training import schedules
 
-ESTIMATORS = ("relax", "reinforce", "gumbel", "straight_through")
+MIXTURES = ("gumbel", "straight_through")
+ESTIMATORS = ("relax", "reinforce", *MIXTURES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,31 +65,29 @@ class Config(CommonConfig):
 
     Attributes: those of `CommonConfig`, and
       policy_space: "pairs" or "slots", see `space`.
-      draws: "image" or "batch": what shares one draw of sub-policy and bits.
+      score: of a draw: "cosine", or "exact", the gradient of the paper, see the modules of these names.
+      num_draws: sub-policies of a step, each on all training images; of the score "cosine" only.
       control_learning_rate: Adam of RELAX's control variate.
       share_between_pairs: pairs that have an op in common share gradients.
-      orthogonal_to_clean: the validation gradient loses its part along the gradient of the un-augmented
-        training batch, so that ops are paid only for what they add.
-      validation_statistics: "batch", or "running": at the validation images the network is as in a test,
-        with the running statistics after the step's training pass, held fixed, and without drawn noise.
     """
 
     policy_space: str = "pairs"
-    draws: str = "image"
+    score: str = "cosine"
+    num_draws: int = 8
+    policy_learning_rate: float = 0.1
     control_learning_rate: float = 0.01
     share_between_pairs: bool = True
-    orthogonal_to_clean: bool = False
-    validation_statistics: str = "batch"
 
     def __post_init__(self):
         super().__post_init__()
-        choices = {
-            "policy_space": ("pairs", "slots"),
-            "draws": ("image", "batch"),
-            "estimator": ESTIMATORS,
-            "validation_statistics": ("batch", "running"),
-        }
+        choices = {"policy_space": ("pairs", "slots"), "score": ("cosine", "exact"), "estimator": ESTIMATORS}
         checks.check_choices(self, choices)
+        if self.score == "cosine" and self.estimator in MIXTURES:
+            raise ValueError(
+                f"estimator: got {self.estimator!r}, expected one that scores draws, or the score exact"
+            )
+        if self.num_draws < 2:
+            raise ValueError(f"num_draws: got {self.num_draws}, expected 2 or more")
 
 
 def learning_rate(config: Config, step: jax.Array) -> jax.Array:

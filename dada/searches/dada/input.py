@@ -14,7 +14,7 @@ from ...augment import sampling
 from ...augment.image_keys import ImageKeys, image_keys
 from . import mixture
 from . import space as policy_space
-from .config import Config
+from .config import MIXTURES, Config
 
 
 class Sample(NamedTuple):
@@ -109,7 +109,7 @@ def network_input(
     signs, centers = signs_and_centers(sample.image_keys, images.shape[1:3])
 
     def apply_policy(images):
-        if config.estimator not in ("gumbel", "straight_through"):
+        if config.estimator not in MIXTURES:
             levels = jax.nn.sigmoid(parameters.level)
             return apply_draws(config.space, parameters, sample.draws, levels, signs, centers, images)
         return mixture.apply(

@@ -23,7 +23,7 @@ def _apply_row(space, row, images, level, sign, center):
     rows = jnp.broadcast_to(row, level.shape)
     values = ops.level_to_value(space, rows, level, sign)
     branches = [
-        lambda images, values, centers, name=op_row.name: jax.vmap(
+        lambda images, values, centers, name=op_row.op: jax.vmap(
             lambda image, value, center: ops.apply_op(name, image, value, center)
         )(images, values, centers)
         for op_row in space.rows

@@ -127,7 +127,7 @@ def gradients(
     def apply_valid(params, images):
         return config.apply(params, stats, images, True, sample.network_key, axis_name=axis_name)[0]
 
-    valid_gradient, *valid = bilevel.validation_gradient(
+    valid_gradient, *valid = bilevel.loss_gradient(
         clean_losses(apply_valid, config, valid_batch), unrolled, axis_name
     )
     is_exact = config.hypergradient == "exact"

@@ -131,7 +131,7 @@ def gradients(
     def apply_valid(params, images):
         return config.apply(params, train.batch_stats, images, True, network_keys[0], axis_name=axis_name)[0]
 
-    valid_gradient, *valid = bilevel.validation_gradient(
+    valid_gradient, *valid = bilevel.loss_gradient(
         clean_losses(apply_valid, config, valid_batch), params, axis_name
     )
 

@@ -1,0 +1,170 @@
+"""The default score: the angle between what a sub-policy teaches and what the validation images ask for.
+
+D sub-policies are drawn in a step, and every one is applied to *the same* training images, in a pass of its
+own, with batch statistics of its own:
+
+    g_d    = grad of the mean training loss under draw d          d = 1 .. D
+    theta' = step(theta, mean_d g_d)                              the real next iterate
+    v      = grad of the loss of a fresh validation batch at theta'
+    w      = v - (< v, B > / |B|^2) B                             B the network's momentum before the step
+    cost of draw d = -cos(w, g_d)
+
+Choices, application bits and levels follow RELAX or REINFORCE; the baseline is the mean of the other draws.
+
+Where this leaves the paper, eq. 9-10, whose cost is -< v, g >, and why (experiments/results/score):
+- The cosine: < v, g > pays a sub-policy for a long gradient, whatever its direction.
+- The same images: which images an op meets changes g more than which op it is.
+- Statistics of its own: a dark image among bright ones is another thing to batch norm than among dark ones.
+- w in place of v: what the descent of the network does already, whatever the policy, earns nothing. It is the
+  direction of DeepAA, the derivative of a cosine (`bilevel.tangent`), with the momentum as mean gradient.
+- Levels are drawn, logistic-normal about the learned one, so that an op is met at all strengths.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ... import augment, ops
+from ...augment import sampling
+from ...augment.image_keys import ImageKeys, image_keys
+from ...gradients import bilevel, estimators
+from ...training import sgd
+from ...training.sgd import Batch
+from ..losses import clean_losses, inner_step, metrics, training_losses
+from . import config as dada_config
+from . import input as search_input
+from . import score_function
+from . import space as policy_space
+from .config import Config
+
+# Of the logit of a drawn level about the learned one.
+LEVEL_DEVIATION = 0.7
+
+
+class Sample(NamedTuple):
+    """The randomness of one step; D draws, n training images on this device."""
+
+    draws: policy_space.Draw  # [D]
+    draw_keys: jax.Array  # [D] typed keys that they were made with
+    levels: jax.Array  # [D, K], logits of the drawn levels
+    image_keys: ImageKeys  # [n], the same under every draw
+    network_key: jax.Array  # of networks that draw noise
+
+
+def sample(
+    key: jax.Array, config: Config, policy: policy_space.Parameters, count: int, axis_name: str | None = None
+) -> Sample:
+    """Draws sub-policies, bits and levels for a step.
+
+    Args:
+      key: typed key of the step, consumed.
+      config: settings of the search.
+      policy: of which the draws are, as logits.
+      count: n, images on this device.
+      axis_name: mapped axis over which the images are divided.
+    """
+    draw_key, level_key, image_key, network_key = jax.random.split(key, 4)
+    draw_keys = jax.random.split(draw_key, config.num_draws)
+    draws = jax.vmap(policy_space.draw, (0, None))(draw_keys, policy)
+    mean = policy.level[draws.row]
+    levels = mean + LEVEL_DEVIATION * jax.random.normal(level_key, mean.shape)
+    return Sample(draws, draw_keys, levels, image_keys(image_key, count, axis_name), network_key)
+
+
+def network_inputs(
+    config: Config, policy: policy_space.Parameters, sample: Sample, images: jax.Array
+) -> jax.Array:
+    """All images under every draw: crop, flip, policy, normalise, cutout.
+
+    Args:
+      config: settings of the search.
+      policy: of which the draws are; only its shapes are read.
+      sample: of `sample`.
+      images: uint8 [n, H, W, 3].
+
+    Returns:
+      float32 [D, n, H, W, 3], normalised. Gradient: none.
+    """
+    num_draws, count = config.num_draws, images.shape[0]
+    rows = jax.vmap(lambda draw: policy_space.ops(policy, len(config.space.rows), draw))(sample.draws)
+    applied = jax.vmap(lambda draw: draw.bits[draw.row])(sample.draws)
+    of_draws = (jnp.repeat(leaf, count, 0) for leaf in (rows, applied, jax.nn.sigmoid(sample.levels)))
+    signs, centers = search_input.signs_and_centers(sample.image_keys, images.shape[1:3])
+    keys, images, signs, centers = jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf] * num_draws), (sample.image_keys, images, signs, centers)
+    )
+    concrete = sampling.assemble_draws(config.space, *of_draws, signs, centers)
+
+    def apply_policy(images):
+        return augment.apply_draws(images, concrete, op_ids=ops.op_ids(config.space))
+
+    inputs = augment.base_augment(keys, config, images, apply_policy)
+    return inputs.reshape(num_draws, count, *inputs.shape[1:])
+
+
+def log_probability(policy: policy_space.Parameters, draw: tuple[policy_space.Draw, jax.Array]) -> jax.Array:
+    """log p of a draw and its levels, [K] logits, up to a constant; the level of an op that was not applied
+    has no say."""
+    choice, levels = draw
+    scaled = (levels - policy.level[choice.row]) / LEVEL_DEVIATION
+    density = -0.5 * jnp.sum(jnp.where(choice.bits[choice.row], scaled**2, 0.0))
+    return policy_space.log_probability(policy, choice) + density
+
+
+def gradients(
+    config: Config, state: Any, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
+) -> tuple[tuple[policy_space.Parameters, Any], sgd.TrainState, dict[str, jax.Array]]:
+    """The network's next state, and the gradient of the policy at it.
+
+    Args: as in `search.step`.
+
+    Returns:
+      ((gradient for the policy, gradient for the control variate), network after its update, metrics). The
+      first is an unbiased estimate of the gradient of the expected cost of a draw.
+    """
+    train, policy = state.train, state.policy
+    rate = dada_config.learning_rate(config, train.step)
+    temperature = dada_config.temperature(config, train.step)
+    key = jax.random.fold_in(state.key, train.step)
+    drawn = sample(key, config, policy, train_batch.images.shape[0], axis_name)
+    inputs = network_inputs(config, policy, drawn, train_batch.images)
+    losses = training_losses(config.apply, train.batch_stats, train_batch.labels, axis_name)
+
+    # g_d. Written out, not mapped: gradients of weights that are mapped over draws are several times slower.
+    passes = [
+        bilevel.loss_gradient(
+            lambda params: losses(params, inputs[d], drawn.network_key),  # noqa: B023
+            train.params,
+            axis_name,
+        )
+        for d in range(config.num_draws)
+    ]
+    mean, train_loss, (stats, train_accuracy) = jax.tree.map(
+        lambda *leaves: sum(leaves) / config.num_draws, *passes
+    )
+    params, momentum = inner_step(config, train, rate)(mean)  # theta'
+
+    # v, at images that no policy has touched.
+    def apply_valid(params, images):
+        return config.apply(params, stats, images, True, drawn.network_key, axis_name=axis_name)[0]
+
+    valid_gradient, *valid = bilevel.loss_gradient(
+        clean_losses(apply_valid, config, valid_batch), params, axis_name
+    )
+
+    direction = bilevel.orthogonal_part(valid_gradient, train.momentum)  # w
+    costs = -jnp.stack([bilevel.cosine(direction, gradient) for gradient, _, _ in passes])
+    policy_gradient = score_function.gradient(
+        config.estimator,
+        log_probability,
+        (policy, state.control),
+        (drawn.draws, drawn.levels),
+        drawn.draw_keys,
+        estimators.leave_one_out(costs),
+        temperature,
+    )
+    numbers = metrics(
+        (train_loss, train_accuracy), valid, axis_name, learning_rate=rate, temperature=temperature
+    )
+    return policy_gradient, sgd.TrainState(train.step + 1, params, stats, momentum), numbers

@@ -1,0 +1,117 @@
+"""The score of the paper: the exact one-step gradient, by one JVP for all images (`--score=exact`).
+
+    min_phi V(theta'(phi)),   theta'(phi) = theta - eta (mu B + clip(grad L(theta, phi)) + lambda theta)
+
+Every image draws its own sub-policy; g = grad of the training loss; theta' is the real next iterate; v = grad
+of the loss of a fresh validation batch at theta'; one JVP along v scores every image, s_i = < v, grad l_i >.
+The cost of image i's draw is -s_i. Levels follow d(-s)/d(level); choices and application bits follow RELAX,
+REINFORCE with a leave-one-out baseline, or a relaxed mixture.
+
+Deviations from the released code, besides those that `search` names:
+- Every image has its own draw and its own score; the released code has one of both for a batch.
+- Levels follow the derivative of the op; there, of "image + level", the same for every op.
+- The unrolled step is the real one, clipped; there, it is not clipped.
+- The policy gradient is that of a direction of unit length, with Adam at 0.05; there, in units of the loss,
+  at 0.005. The papers' step size eta is left out in both: Adam divides it out, and late epochs weigh as much.
+- The mixed derivative is exact, by one JVP; there, by finite differences.
+
+The training pass always has batch statistics: s_i is the derivative of l_i with the statistics of its
+batch and carries what image i owes to the others' statistics, not what the others owe to image i's.
+
+Reference: Li et al. 2020, eq. 9-10.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...gradients import bilevel, estimators
+from ...training import sgd
+from ...training.sgd import Batch, mean_of_devices
+from ..losses import clean_losses, inner_step, metrics, training_losses
+from . import config as dada_config
+from . import input as search_input
+from . import score_function
+from . import space as policy_space
+from .config import Config
+
+
+def gradients(
+    config: Config, state: Any, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
+) -> tuple[tuple[policy_space.Parameters, Any], sgd.TrainState, dict[str, jax.Array]]:
+    """The network's next state, and the gradient of the policy at it.
+
+    Args: as in `search.step`.
+
+    Returns:
+      ((gradient for the policy, gradient for the control variate), network after its update, metrics).
+      The first is the gradient of V(theta'(phi)) over the length of u, eq. (2) of `bilevel`, running
+      statistics held fixed: exact in the levels (relaxed mixtures: in everything), an estimate in the rest.
+    """
+    train, parameters = state.train, state.policy
+    rate = dada_config.learning_rate(config, train.step)
+    temperature = dada_config.temperature(config, train.step)
+    sample = search_input.sample(
+        jax.random.fold_in(state.key, train.step),
+        parameters,
+        train_batch.images.shape[0],
+        is_shared=False,
+        axis_name=axis_name,
+    )
+
+    def network_input(parameters):
+        return search_input.network_input(config, parameters, sample, temperature, train_batch.images)
+
+    inputs, pull_back_inputs = jax.vjp(network_input, parameters)
+    losses = functools.partial(
+        training_losses(config.apply, train.batch_stats, train_batch.labels, axis_name),
+        key=sample.network_key,
+    )
+
+    # g, and theta', the next iterate.
+    gradient, train_loss, (stats, train_accuracy) = bilevel.loss_gradient(
+        lambda params: losses(params, inputs), train.params, axis_name
+    )
+    params, momentum, pull_back = bilevel.look_ahead(inner_step(config, train, rate), gradient)
+
+    # v, at images that no policy has touched.
+    def apply_valid(params, images):
+        return config.apply(params, stats, images, True, sample.network_key, axis_name=axis_name)[0]
+
+    valid_gradient, *valid = bilevel.loss_gradient(
+        clean_losses(apply_valid, config, valid_batch), params, axis_name
+    )
+
+    # The cost of a draw is < u, grad l_i >, which is -s_i: u points along -v.
+    direction = bilevel.direction(pull_back, valid_gradient, least_norm=1e-12)
+    is_exact = config.hypergradient == "exact"
+    alignment = bilevel.alignment if is_exact else bilevel.alignment_finite_difference
+    costs, pull_back_costs = jax.vjp(
+        lambda inputs: alignment(lambda params: losses(params, inputs)[0], train.params, direction), inputs
+    )
+
+    # Levels by the derivative of the mean cost, choices and bits by the score function.
+    (pathwise,) = pull_back_inputs(*pull_back_costs(jnp.full_like(costs, 1.0 / costs.size)))
+    scores, control_gradient = _choice_gradient(config, state, sample, temperature, costs, axis_name)
+    policy_gradient = mean_of_devices((jax.tree.map(jnp.add, pathwise, scores), control_gradient), axis_name)
+    numbers = metrics(
+        (train_loss, train_accuracy), valid, axis_name, learning_rate=rate, temperature=temperature
+    )
+    return policy_gradient, sgd.TrainState(train.step + 1, params, stats, momentum), numbers
+
+
+def _choice_gradient(config, state, sample, temperature, costs, axis_name):
+    """The score-function part of the gradient, for (policy, control); zero for relaxed mixtures."""
+    if config.estimator in dada_config.MIXTURES:
+        return jax.tree.map(jnp.zeros_like, (state.policy, state.control))
+    return score_function.gradient(
+        config.estimator,
+        lambda policy, drawn: policy_space.log_probability(policy, *drawn),
+        (state.policy, state.control),
+        (sample.draws,),
+        sample.draw_keys,
+        estimators.leave_one_out(costs, axis_name=axis_name),
+        temperature,
+    )
