@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import quick_jit
 from bright_squares import CLASSES
@@ -11,6 +10,7 @@ from bright_squares import CLASSES
 from dada import augment, ops
 from dada.searches import dada, dada_official
 from dada.searches.dada import config as dada_config
+from dada.searches.dada import cosine, exact
 from dada.searches.dada import input as search_input
 from dada.searches.dada import search as dada_search
 from dada.searches.dada import space as policy_space
@@ -23,6 +23,7 @@ from dada.training import sgd
 FULL = ops.search_space("strength")
 OPS = ("ShearX", "Invert", "Brightness", "Cutout")
 SPACE = FULL._replace(rows=tuple(row for row in FULL.rows if row.name in OPS))
+DIRECTED = ops.SearchSpace("few", tuple(r for r in ops.search_space("directed").rows if r.op in OPS))
 
 
 def apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):
@@ -52,7 +53,8 @@ _SMALL = {
 
 
 def config(**changes):
-    return dada.Config(**{**_SMALL, **changes})
+    """The score of the paper, unless told otherwise."""
+    return dada.Config(**{**_SMALL, "score": "exact", **changes})
 
 
 def official(**changes):
@@ -86,9 +88,16 @@ def jitted_step(config, state, train, valid):
     return method(config).step(config, state, train, valid)
 
 
-@functools.partial(quick_jit.jit, static_argnums=0)
-def jitted_gradients(config, state, train, valid):
-    return method(config).gradients(config, state, train, valid)
+def gradients(config, state, train, valid, axis_name=None):
+    """(gradients, network after its update, metrics)."""
+    if is_official(config):
+        return official_search.gradients(config, state, train, valid, axis_name)
+    module = {"exact": exact, "cosine": cosine}[config.score]
+    of_policy, state, metrics = module.gradients(config, state, train, valid, axis_name)
+    return of_policy, state.train, metrics
+
+
+jitted_gradients = functools.partial(quick_jit.jit, static_argnums=0)(gradients)
 
 
 def learning_rate(config, step):
@@ -104,7 +113,7 @@ def drawn(config, state, images):
             jax.random.fold_in(state.key, state.train.step),
             official_gradient.as_logits(state.policy) if is_official(config) else state.policy,
             images.shape[0],
-            is_shared=is_official(config) or config.draws == "batch",
+            is_shared=is_official(config),
         )
 
     sample = draw(state)
@@ -119,10 +128,7 @@ def drawn(config, state, images):
 
 
 def unrolled_loss(config, state, train, valid, inputs, clip_norm):
-    """What the policy descends as a function of the network input: (value, (V(theta'), theta')).
-
-    The value is V(theta'), or < v, theta' > with the constant v that is orthogonal to the clean gradient.
-    """
+    """What the policy descends as a function of the network input: (V(theta'), theta')."""
 
     def mean_loss(params, images, labels):
         return jnp.mean(sgd.cross_entropy(apply(params, {}, images, True)[0], labels))
@@ -136,13 +142,5 @@ def unrolled_loss(config, state, train, valid, inputs, clip_norm):
         weight_decay=config.weight_decay,
         clip_norm=clip_norm,
     )
-    images, clean = (augment.normalize(b.images, config.mean, config.std) for b in (valid, train))
-    loss = mean_loss(params, images, valid.labels)
-    if is_official(config) or not config.orthogonal_to_clean:
-        return loss, (loss, params)
-    flat, unflatten = jax.flatten_util.ravel_pytree(params)
-    v, g = (
-        jax.flatten_util.ravel_pytree(jax.grad(mean_loss)(unflatten(jax.lax.stop_gradient(flat)), *batch))[0]
-        for batch in ((images, valid.labels), (clean, train.labels))
-    )
-    return (v - g * (g @ v) / (g @ g)) @ flat, (loss, params)
+    images = augment.normalize(valid.images, config.mean, config.std)
+    return mean_loss(params, images, valid.labels), params

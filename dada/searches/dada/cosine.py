@@ -6,7 +6,7 @@ own, with batch statistics of its own:
     g_d    = grad of the mean training loss under draw d          d = 1 .. D
     theta' = step(theta, mean_d g_d)                              the real next iterate
     v      = grad of the loss of a fresh validation batch at theta'
-    w      = v - (< v, B > / |B|^2) B                             B the network's momentum before the step
+    w      = v - (< v, m > / |m|^2) m     m the average of mean_d g_d over the steps before
     cost of draw d = -cos(w, g_d)
 
 Choices, application bits and levels follow RELAX or REINFORCE; the baseline is the mean of the other draws.
@@ -15,8 +15,8 @@ Where this leaves the paper, eq. 9-10, whose cost is -< v, g >, and why (experim
 - The cosine: < v, g > pays a sub-policy for a long gradient, whatever its direction.
 - The same images: which images an op meets changes g more than which op it is.
 - Statistics of its own: a dark image among bright ones is another thing to batch norm than among dark ones.
-- w in place of v: what the descent of the network does already, whatever the policy, earns nothing. It is the
-  direction of DeepAA, the derivative of a cosine (`bilevel.tangent`), with the momentum as mean gradient.
+- w in place of v: what the policy as a whole teaches already earns nothing. It is DeepAA's direction, the
+  derivative of a cosine (`bilevel.tangent`), with m from other images, which the scored ones do not bias.
 - Levels are drawn, logistic-normal about the learned one, so that an op is met at all strengths.
 """
 
@@ -40,6 +40,7 @@ from .config import Config
 
 # Of the logit of a drawn level about the learned one.
 LEVEL_DEVIATION = 0.7
+MIXTURE_DECAY = 0.9
 
 
 class Sample(NamedTuple):
@@ -114,13 +115,13 @@ def log_probability(policy: policy_space.Parameters, draw: tuple[policy_space.Dr
 
 def gradients(
     config: Config, state: Any, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
-) -> tuple[tuple[policy_space.Parameters, Any], sgd.TrainState, dict[str, jax.Array]]:
-    """The network's next state, and the gradient of the policy at it.
+) -> tuple[tuple[policy_space.Parameters, Any], Any, dict[str, jax.Array]]:
+    """The gradient of the policy, and the state with its network after its update.
 
     Args: as in `search.step`.
 
     Returns:
-      ((gradient for the policy, gradient for the control variate), network after its update, metrics). The
+      ((gradient for the policy, gradient for the control variate), state, metrics). The
       first is an unbiased estimate of the gradient of the expected cost of a draw.
     """
     train, policy = state.train, state.policy
@@ -153,7 +154,7 @@ def gradients(
         clean_losses(apply_valid, config, valid_batch), params, axis_name
     )
 
-    direction = bilevel.orthogonal_part(valid_gradient, train.momentum)  # w
+    direction = bilevel.orthogonal_part(valid_gradient, state.mixture)  # w
     costs = -jnp.stack([bilevel.cosine(direction, gradient) for gradient, _, _ in passes])
     policy_gradient = score_function.gradient(
         config.estimator,
@@ -167,4 +168,8 @@ def gradients(
     numbers = metrics(
         (train_loss, train_accuracy), valid, axis_name, learning_rate=rate, temperature=temperature
     )
-    return policy_gradient, sgd.TrainState(train.step + 1, params, stats, momentum), numbers
+    train = sgd.TrainState(train.step + 1, params, stats, momentum)
+    mixture = jax.tree.map(
+        lambda old, new: MIXTURE_DECAY * old + (1.0 - MIXTURE_DECAY) * new, state.mixture, mean
+    )
+    return policy_gradient, state._replace(train=train, mixture=mixture), numbers

@@ -40,13 +40,13 @@ from .config import Config
 
 def gradients(
     config: Config, state: Any, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
-) -> tuple[tuple[policy_space.Parameters, Any], sgd.TrainState, dict[str, jax.Array]]:
-    """The network's next state, and the gradient of the policy at it.
+) -> tuple[tuple[policy_space.Parameters, Any], Any, dict[str, jax.Array]]:
+    """The gradient of the policy, and the state with its network after its update.
 
     Args: as in `search.step`.
 
     Returns:
-      ((gradient for the policy, gradient for the control variate), network after its update, metrics).
+      ((gradient for the policy, gradient for the control variate), state, metrics).
       The first is the gradient of V(theta'(phi)) over the length of u, eq. (2) of `bilevel`, running
       statistics held fixed: exact in the levels (relaxed mixtures: in everything), an estimate in the rest.
     """
@@ -99,7 +99,8 @@ def gradients(
     numbers = metrics(
         (train_loss, train_accuracy), valid, axis_name, learning_rate=rate, temperature=temperature
     )
-    return policy_gradient, sgd.TrainState(train.step + 1, params, stats, momentum), numbers
+    train = sgd.TrainState(train.step + 1, params, stats, momentum)
+    return policy_gradient, state._replace(train=train), numbers
 
 
 def _choice_gradient(config, state, sample, temperature, costs, axis_name):

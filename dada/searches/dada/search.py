@@ -20,6 +20,7 @@ Deviations from the released code, which `dada_official` repeats with its defect
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ... import checks, policies
@@ -39,6 +40,7 @@ class SearchState(NamedTuple):
     Attributes:
       key: base random key; step t uses fold_in(key, t).
       train: the network, its momentum, and the step count.
+      mixture: of the score "cosine", the average of the training gradient; () of the score "exact".
       policy: `policy_space.Parameters`.
       control: parameters of RELAX's control variate.
       optimizer: Adam's state for (policy, control).
@@ -46,6 +48,7 @@ class SearchState(NamedTuple):
 
     key: jax.Array
     train: sgd.TrainState
+    mixture: Any
     policy: policy_space.Parameters
     control: Any
     optimizer: Any
@@ -67,7 +70,8 @@ def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> Searc
     parameters = policy_space.init(config.policy_space, len(config.space.rows))
     control = estimators.init_control_variate(control_key, parameters.op.size + parameters.application.size)
     optimizer = _optimizer(config).init((parameters, control))
-    return SearchState(key, sgd.init(params, batch_stats), parameters, control, optimizer)
+    mixture = jax.tree.map(jnp.zeros_like, params) if config.score == "cosine" else ()
+    return SearchState(key, sgd.init(params, batch_stats), mixture, parameters, control, optimizer)
 
 
 def step(
@@ -78,7 +82,7 @@ def step(
     With the score "cosine" each of `num_draws` sub-policies is applied to all images of the training batch.
     """
     checks.check_batches(train_batch, valid_batch)
-    (gradient, control_gradient), train, numbers = _GRADIENTS[config.score](
+    (gradient, control_gradient), state, numbers = _GRADIENTS[config.score](
         config, state, train_batch, valid_batch, axis_name
     )
     if config.share_between_pairs:
@@ -87,7 +91,7 @@ def step(
     parameters, control = optax.apply_updates((state.policy, state.control), updates)
     numbers["entropy"] = policy_space.entropy(parameters)
     numbers["op_mass"] = policy_space.op_mass(parameters, len(config.space.rows))
-    return SearchState(state.key, train, parameters, control, optimizer), numbers
+    return state._replace(policy=parameters, control=control, optimizer=optimizer), numbers
 
 
 def extract_policy(config: Config, state: SearchState, **metadata) -> policies.Policy:
