@@ -138,10 +138,6 @@ def test_pairs_share_gradients_unless_told_not_to():
         ({"estimator": "rebar"}, "estimator: got 'rebar', expected one of relax"),
         ({"policy_space": "triples"}, "policy_space: got 'triples'"),
         ({"score": "inner"}, "score: got 'inner', expected one of cosine, exact"),
-        (
-            {"score": "cosine", "estimator": "gumbel"},
-            "estimator: got 'gumbel', expected one that scores draws",
-        ),
         ({"num_draws": 1}, "num_draws: got 1, expected 2 or more"),
         ({"hypergradient": "none"}, "hypergradient: got 'none', expected one of exact"),
         ({"temperature": (0.5, 0.0)}, "expected two numbers above 0"),

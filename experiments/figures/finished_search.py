@@ -18,7 +18,7 @@ from experiments.runs import run_folder
 
 _CURVES = (*("train_loss", "train_accuracy", "valid_loss", "valid_accuracy"), *("entropy", "op_mass"))
 # Of one method only.
-_METHOD_CURVES = {"dada": ("temperature",), "ddas": ("p_tp",)}
+_METHOD_CURVES = {"dada": (), "ddas": ("p_tp",)}
 _METHOD_NUMBERS = {"dada": (), "ddas": ("p_tp_initial", "steps_per_epoch")}
 
 
@@ -73,13 +73,14 @@ def read(path: str | os.PathLike) -> FinishedSearch:
         if not isinstance(summary.get(name), int | float):
             raise ValueError(f"{path / 'summary.json'}, {name}: got {summary.get(name)!r}, expected a number")
     is_dada = method == "dada"
+    relaxed = ("temperature",) if "temperature" in run_flags else ()
     return FinishedSearch(
         path,
         method,
         run_flags,
         summary,
         space,
-        _read_metrics(path, len(names), (*_CURVES, *_METHOD_CURVES[method])),
+        _read_metrics(path, len(names), (*_CURVES, *_METHOD_CURVES[method], *relaxed)),
         policies.load(path / "policy.json"),
         *masses,
         _read_distribution(path, summary, run_flags["policy_space"], len(names)) if is_dada else None,

@@ -26,7 +26,7 @@ def define(values: flags.FlagValues) -> None:
     add.enum("policy_space", "pairs", ("pairs", "slots"), "What the policy is made of.")
     add.enum("estimator", "relax", dada_config.ESTIMATORS, "Estimator of the policy gradient.")
     about = "Of a sub-policy: the cosine of two gradients, or the exact gradient of the paper."
-    add.enum("score", None, ("cosine", "exact"), about)
+    add.enum("score", "cosine", ("cosine", "exact"), about)
     about = "Sub-policies of a step; they share the images: a step has batch_size / num_draws of them."
     add.integer("num_draws", 8, about, lower_bound=2)
     about = "Directional derivatives by JVP or by differences."
@@ -41,7 +41,7 @@ def define(values: flags.FlagValues) -> None:
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
     if settings["preset"] == "official":
-        names = (*("policy_space", "score", "num_draws", "control_learning_rate", "share_between_pairs"),)
+        names = ("policy_space", "score", "num_draws", "control_learning_rate", "share_between_pairs")
         return dict.fromkeys(names, "--preset=official")
     estimator = f"--estimator={settings['estimator']}"
     names = {} if estimator == "--estimator=relax" else {"control_learning_rate": estimator}
@@ -49,14 +49,10 @@ def unread(settings: Settings) -> dict[str, str]:
         names |= dict.fromkeys(("temperature", "final_temperature"), estimator)
     if settings["policy_space"] == "slots":
         names |= dict.fromkeys(("share_between_pairs", "top_k"), "--policy_space=slots")
-    score = _score(settings)
-    return names | {"hypergradient" if score == "cosine" else "num_draws": f"--score={score}"}
-
-
-def _score(settings: Settings) -> str:
-    """The score of the flags: the default is exact for estimators that cannot do with another."""
-    is_mixture = settings["estimator"] in dada_config.MIXTURES
-    return settings["score"] or ("exact" if is_mixture else dada_config.Config.score)
+    if settings["score"] == "exact":
+        return names | {"num_draws": "--score=exact"}
+    exact = ("estimator", "hypergradient", "control_learning_rate", "temperature", "final_temperature")
+    return names | dict.fromkeys(exact, "--score=cosine")
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
@@ -68,7 +64,6 @@ def defaults(settings: Settings) -> dict[str, Any]:
     names = ("hypergradient", "policy_learning_rate", "control_learning_rate")
     return {
         "search_space": "dada" if is_official else "directed",
-        "score": _score(settings),
         "valid_batch_size": settings["batch_size"],
         "temperature": temperature,
         "final_temperature": 0.1 if is_mixture else settings["temperature"] or temperature,

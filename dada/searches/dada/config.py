@@ -65,7 +65,8 @@ class Config(CommonConfig):
 
     Attributes: those of `CommonConfig`, and
       policy_space: "pairs" or "slots", see `space`.
-      score: of a draw: "cosine", or "exact", the gradient of the paper, see the modules of these names.
+      score: of a draw: "cosine", or "exact", the gradient of the paper, see the modules of these names. Only
+        "exact" reads `estimator`, `hypergradient`, `temperature` and `control_learning_rate`.
       num_draws: sub-policies of a step, each on all training images; of the score "cosine" only.
       control_learning_rate: Adam of RELAX's control variate.
       share_between_pairs: pairs that have an op in common share gradients.
@@ -82,10 +83,6 @@ class Config(CommonConfig):
         super().__post_init__()
         choices = {"policy_space": ("pairs", "slots"), "score": ("cosine", "exact"), "estimator": ESTIMATORS}
         checks.check_choices(self, choices)
-        if self.score == "cosine" and self.estimator in MIXTURES:
-            raise ValueError(
-                f"estimator: got {self.estimator!r}, expected one that scores draws, or the score exact"
-            )
         if self.num_draws < 2:
             raise ValueError(f"num_draws: got {self.num_draws}, expected 2 or more")
 

@@ -9,7 +9,7 @@ own, with batch statistics of its own:
     w      = v - (< v, m > / |m|^2) m     m the average of mean_d g_d over the steps before
     cost of draw d = -cos(w, g_d)
 
-Choices, application bits and levels follow RELAX or REINFORCE; the baseline is the mean of the other draws.
+Choices, application bits and levels follow REINFORCE, its baseline the mean cost of the other draws.
 
 Where this leaves the paper, eq. 9-10, whose cost is -< v, g >, and why (experiments/results/score):
 - The cosine: < v, g > pays a sub-policy for a long gradient, whatever its direction.
@@ -18,6 +18,7 @@ Where this leaves the paper, eq. 9-10, whose cost is -< v, g >, and why (experim
 - w in place of v: what the policy as a whole teaches already earns nothing. It is DeepAA's direction, the
   derivative of a cosine (`bilevel.tangent`), with m from other images, which the scored ones do not bias.
 - Levels are drawn, logistic-normal about the learned one, so that an op is met at all strengths.
+- REINFORCE in place of RELAX: with eight draws in a step, its control variate adds more noise than it takes.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +35,6 @@ from ...training.sgd import Batch
 from ..losses import clean_losses, inner_step, metrics, training_losses
 from . import config as dada_config
 from . import input as search_input
-from . import score_function
 from . import space as policy_space
 from .config import Config
 
@@ -47,7 +47,6 @@ class Sample(NamedTuple):
     """The randomness of one step; D draws, n training images on this device."""
 
     draws: policy_space.Draw  # [D]
-    draw_keys: jax.Array  # [D] typed keys that they were made with
     levels: jax.Array  # [D, K], logits of the drawn levels
     image_keys: ImageKeys  # [n], the same under every draw
     network_key: jax.Array  # of networks that draw noise
@@ -66,11 +65,10 @@ def sample(
       axis_name: mapped axis over which the images are divided.
     """
     draw_key, level_key, image_key, network_key = jax.random.split(key, 4)
-    draw_keys = jax.random.split(draw_key, config.num_draws)
-    draws = jax.vmap(policy_space.draw, (0, None))(draw_keys, policy)
+    draws = jax.vmap(policy_space.draw, (0, None))(jax.random.split(draw_key, config.num_draws), policy)
     mean = policy.level[draws.row]
     levels = mean + LEVEL_DEVIATION * jax.random.normal(level_key, mean.shape)
-    return Sample(draws, draw_keys, levels, image_keys(image_key, count, axis_name), network_key)
+    return Sample(draws, levels, image_keys(image_key, count, axis_name), network_key)
 
 
 def network_inputs(
@@ -115,18 +113,17 @@ def log_probability(policy: policy_space.Parameters, draw: tuple[policy_space.Dr
 
 def gradients(
     config: Config, state: Any, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None
-) -> tuple[tuple[policy_space.Parameters, Any], Any, dict[str, jax.Array]]:
+) -> tuple[tuple[policy_space.Parameters, tuple], Any, dict[str, jax.Array]]:
     """The gradient of the policy, and the state with its network after its update.
 
     Args: as in `search.step`.
 
     Returns:
-      ((gradient for the policy, gradient for the control variate), state, metrics). The
-      first is an unbiased estimate of the gradient of the expected cost of a draw.
+      ((gradient for the policy, ()), state, metrics). The first is an unbiased estimate of the gradient of
+      the expected cost of a draw; there is no control variate.
     """
     train, policy = state.train, state.policy
     rate = dada_config.learning_rate(config, train.step)
-    temperature = dada_config.temperature(config, train.step)
     key = jax.random.fold_in(state.key, train.step)
     drawn = sample(key, config, policy, train_batch.images.shape[0], axis_name)
     inputs = network_inputs(config, policy, drawn, train_batch.images)
@@ -156,20 +153,12 @@ def gradients(
 
     direction = bilevel.orthogonal_part(valid_gradient, state.mixture)  # w
     costs = -jnp.stack([bilevel.cosine(direction, gradient) for gradient, _, _ in passes])
-    policy_gradient = score_function.gradient(
-        config.estimator,
-        log_probability,
-        (policy, state.control),
-        (drawn.draws, drawn.levels),
-        drawn.draw_keys,
-        estimators.leave_one_out(costs),
-        temperature,
+    policy_gradient = estimators.reinforce(
+        log_probability, policy, (drawn.draws, drawn.levels), estimators.leave_one_out(costs)
     )
-    numbers = metrics(
-        (train_loss, train_accuracy), valid, axis_name, learning_rate=rate, temperature=temperature
-    )
+    numbers = metrics((train_loss, train_accuracy), valid, axis_name, learning_rate=rate)
     train = sgd.TrainState(train.step + 1, params, stats, momentum)
     mixture = jax.tree.map(
         lambda old, new: MIXTURE_DECAY * old + (1.0 - MIXTURE_DECAY) * new, state.mixture, mean
     )
-    return policy_gradient, state._replace(train=train, mixture=mixture), numbers
+    return (policy_gradient, ()), state._replace(train=train, mixture=mixture), numbers

@@ -8,6 +8,8 @@ The cost of image i's draw is -s_i. Levels follow d(-s)/d(level); choices and ap
 REINFORCE with a leave-one-out baseline, or a relaxed mixture.
 
 Deviations from the released code, besides those that `search` names:
+- RELAX acts on the cost itself, its control variate trained on the variance of that estimator; the released
+  one takes the difference of two losses, in which the control variate cancels.
 - Every image has its own draw and its own score; the released code has one of both for a batch.
 - Levels follow the derivative of the op; there, of "image + level", the same for every op.
 - The unrolled step is the real one, clipped; there, it is not clipped.
@@ -33,9 +35,8 @@ from ...training.sgd import Batch, mean_of_devices
 from ..losses import clean_losses, inner_step, metrics, training_losses
 from . import config as dada_config
 from . import input as search_input
-from . import score_function
 from . import space as policy_space
-from .config import Config
+from .config import MIXTURES, Config
 
 
 def gradients(
@@ -105,14 +106,27 @@ def gradients(
 
 def _choice_gradient(config, state, sample, temperature, costs, axis_name):
     """The score-function part of the gradient, for (policy, control); zero for relaxed mixtures."""
-    if config.estimator in dada_config.MIXTURES:
-        return jax.tree.map(jnp.zeros_like, (state.policy, state.control))
-    return score_function.gradient(
-        config.estimator,
-        lambda policy, drawn: policy_space.log_probability(policy, *drawn),
-        (state.policy, state.control),
-        (sample.draws,),
+    policy, no_control = state.policy, jax.tree.map(jnp.zeros_like, state.control)
+    if config.estimator in MIXTURES:
+        return jax.tree.map(jnp.zeros_like, policy), no_control
+    costs = estimators.leave_one_out(costs, axis_name=axis_name)
+    log_probability = policy_space.log_probability
+    if config.estimator == "reinforce":
+        return estimators.reinforce(log_probability, policy, sample.draws, costs), no_control
+
+    def latents(policy, key, draw):
+        return tuple(
+            policy_space.features(latent, draw, temperature)
+            for latent in policy_space.drawn_latents(policy, key, draw)
+        )
+
+    return estimators.relax(
+        log_probability,
+        latents,
+        estimators.control_variate,
+        policy,
+        state.control,
+        sample.draws,
         sample.draw_keys,
-        estimators.leave_one_out(costs, axis_name=axis_name),
-        temperature,
+        costs,
     )

@@ -4,8 +4,6 @@ One step updates the network on augmented training images and the policy by what
 of the draws. What it says is the score: `cosine`, the default, or `exact`, the gradient of the paper.
 
 Deviations from the released code, which `dada_official` repeats with its defects:
-- RELAX acts on the cost itself, its control variate trained on the variance of that estimator; the released
-  one takes the difference of two losses, in which the control variate cancels.
 - Only the drawn row gets a gradient; there, all 210 probabilities do when 2 were drawn.
 - The validation batch is a fresh one; there, the first one in every step.
 - Level is strength, and an op with directions has a row for each (space `directed`); in space `dada` level
@@ -40,9 +38,9 @@ class SearchState(NamedTuple):
     Attributes:
       key: base random key; step t uses fold_in(key, t).
       train: the network, its momentum, and the step count.
-      mixture: of the score "cosine", the average of the training gradient; () of the score "exact".
+      mixture: of the score "cosine", the average of the training gradient; else ().
       policy: `policy_space.Parameters`.
-      control: parameters of RELAX's control variate.
+      control: of the score "exact", parameters of RELAX's control variate; else ().
       optimizer: Adam's state for (policy, control).
     """
 
@@ -68,9 +66,11 @@ def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> Searc
     """The state before the first step: uniform choices, application probabilities and levels one half."""
     key, control_key = jax.random.split(key)
     parameters = policy_space.init(config.policy_space, len(config.space.rows))
-    control = estimators.init_control_variate(control_key, parameters.op.size + parameters.application.size)
+    mixture, control = jax.tree.map(jnp.zeros_like, params), ()
+    if config.score == "exact":
+        size = parameters.op.size + parameters.application.size
+        mixture, control = (), estimators.init_control_variate(control_key, size)
     optimizer = _optimizer(config).init((parameters, control))
-    mixture = jax.tree.map(jnp.zeros_like, params) if config.score == "cosine" else ()
     return SearchState(key, sgd.init(params, batch_stats), mixture, parameters, control, optimizer)
 
 
