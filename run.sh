@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ./run.sh                a quick DADA search on the embedded real images (about 4 minutes on two cores)
+# ./run.sh                a quick DADA search on the embedded real images, with a verdict (6 minutes on two cores)
 # ./run.sh search FLAGS   a search with your own flags, for example --flagfile=experiments/flags/planted.flags
 # ./run.sh train FLAGS    trains a network with a policy: --flagfile=experiments/flags/train_quick.flags
 # ./run.sh tables FOLDER  tables beside the papers' values; table_run FOLDER runs what they lack

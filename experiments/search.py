@@ -8,6 +8,9 @@ with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N, and besi
 one policy.json of all seeds, and how far these agree, op by op: summary.json, figures/agreement.png
 (`seed_agreement`). The same flags give the same bytes of policy.json, also when the run was killed and
 resumed.
+
+--judge ends in a verdict: is the policy worth using, by short trainings (`methods/judge.py`)? Of several
+seeds, each policy is judged, then the one of all.
 """
 
 import functools
@@ -20,11 +23,12 @@ import jax
 from absl import flags
 
 from dada import models, ops, policies
+from dada.training import sgd
 from experiments.data import datasets, planting
-from experiments.figures import finished_run
-from experiments.methods import dada_method, ddas_method, deepaa_method, search_loop, search_run
+from experiments.figures import finished_run, verdict_figure
+from experiments.methods import dada_method, ddas_method, deepaa_method, judge, search_loop, search_run
 from experiments.methods.method import Method, Task, config_fields
-from experiments.runs import command_line, devices, run_flags, run_folder, seeds
+from experiments.runs import command_line, devices, named_policy, run_flags, run_folder, seeds
 from experiments.summaries import seed_agreement
 
 METHODS = {"dada": dada_method, "ddas": ddas_method, "deepaa": deepaa_method}
@@ -48,6 +52,10 @@ def define(values: flags.FlagValues) -> None:
     about = "Validation images per step; of deepaa, for each data point. Default: all, if there are few."
     add.integer("valid_batch_size", None, about, lower_bound=1)
     add.float("policy_learning_rate", None, "Adam, of the policy.", lower_bound=0.0)
+    add.bool("judge", False, "At the end, tell by short trainings whether the policy is worth using.")
+    about = "Passes over the training images in each of these. Default: --epochs."
+    add.integer("judge_epochs", None, about, lower_bound=1)
+    add.list("judge_also", [], f"More policies to judge, each one of: {named_policy.FORMS}.")
 
 
 def _resolve(values: flags.FlagValues) -> dict[str, Any]:
@@ -68,6 +76,8 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
                 del settings[flag]
     module = METHODS[chosen]
     reasons = module.unread(settings)
+    if not settings["judge"]:
+        reasons |= dict.fromkeys(("judge_epochs", "judge_also"), "--nojudge")
     for flag in run_flags.given_in_vain(values, reasons):
         raise ValueError(f"--{flag}={settings[flag]} has no effect with {reasons[flag]}")
     run_name = f"{chosen}_{pathlib.Path(settings['dataset']).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
@@ -75,6 +85,7 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
     for name, value in {"run_dir": run_dir, "epochs": 20, **module.defaults(settings)}.items():
         if settings[name] is None or name not in given:
             settings[name] = value
+    settings["judge_epochs"] = settings["judge_epochs"] or settings["epochs"]
     return {name: value for name, value in settings.items() if name not in reasons}
 
 
@@ -106,10 +117,18 @@ def _changes_images(row: ops.OpRow, value: float) -> bool:
     return row.identity is None or not math.isclose(value, row.identity, rel_tol=1e-6, abs_tol=1e-6)
 
 
+def _largest_valid_batch(method: Method, valid: sgd.Batch, judged: judge.Plan | None) -> tuple[int, str]:
+    """As `Method.largest_valid_batch`, of the half that all of the search sees."""
+    if judged is None:
+        return method.largest_valid_batch(valid)
+    most, got = method.largest_valid_batch(jax.tree.map(lambda part: part[judged.kept], valid))
+    return most, f"{got} without the half that --judge holds back"
+
+
 def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_batch: bool = False) -> Task:
     """What resolved flags say, checked, before any folder is made.
 
-    With `fits_valid_batch`, a step has no more validation images than there are.
+    With `fits_valid_batch`, a step has no more validation images than there are, or than --judge leaves.
 
     Raises:
       ValueError: settings that do not go together, or not with the data set.
@@ -117,18 +136,19 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     method = METHODS[settings["method"]].METHODS[settings["preset"]]
     space = ops.search_space(settings["search_space"], tuple(settings["extra_ops"]))
     train, valid = method.split(dataset, settings)
+    judged = judge.plan(settings, train, valid) if settings["judge"] else None
+    limits = {
+        "batch_size": search_loop.largest_batch(train),
+        "valid_batch_size": _largest_valid_batch(method, valid, judged),
+    }
     if fits_valid_batch:
-        most, _ = method.largest_valid_batch(valid)
+        most, _ = limits["valid_batch_size"]
         settings = {**settings, "valid_batch_size": min(settings["valid_batch_size"], most)}
     copies = settings.get("num_draws", 1)
     if settings["batch_size"] % copies or settings["batch_size"] < 2 * copies:
         got, expected = f"--batch_size={settings['batch_size']}", f"a multiple of --num_draws={copies}"
         raise ValueError(f"{got}: expected {expected}, twice at least")
     sizes = {"batch_size": settings["batch_size"] // copies, "valid_batch_size": settings["valid_batch_size"]}
-    limits = {
-        "batch_size": search_loop.largest_batch(train),
-        "valid_batch_size": method.largest_valid_batch(valid),
-    }
     for flag, (most, got) in limits.items():
         if sizes[flag] > most:
             raise ValueError(f"--{flag}={settings[flag]}: {got}, expected {sizes[flag]} or more")
@@ -155,6 +175,9 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     if planted:
         images = planting.plant(*planted, data.valid.images)
         data = data._replace(valid=data.valid._replace(images=images))
+    total, max_steps = method.total_steps(config), settings["max_steps"]
+    if judged and max_steps is not None and max_steps < total:
+        raise ValueError(f"--max_steps={max_steps}: expected all {total} steps with --judge")
     return Task(
         method=method,
         config=config,
@@ -165,8 +188,9 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
         copies=copies,
         plan=plan,
         planted=planted,
-        max_steps=settings["max_steps"],
+        max_steps=max_steps,
         measure_cost=settings["measure_cost"],
+        judge=judged,
         mesh=mesh,
     )
 
@@ -186,13 +210,23 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         folder = folders[seed]
         finished_run.draw(folder.path, dataset, task.data.valid.images if task.planted else None)
         print(f"\nseed {seed}\n{policies.format_table(policy)}")
-        print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}")
+        print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}", flush=True)
+    whole, of_all = run_folder.RunFolder(settings["run_dir"]), f"all {len(folders)} seeds"
     if len(folders) > 1 and devices.is_primary():
-        whole = run_folder.RunFolder(settings["run_dir"])
         summary = seed_agreement.write(whole.path, folders)
         finished_run.draw(whole.path)
-        print(f"\nall {len(folders)} seeds\n{seed_agreement.format_table(summary)}")
-        print(f"policy   {whole.policy_path}\nfigures  {whole.figures_path}")
+        print(f"\n{of_all}\n{seed_agreement.format_table(summary)}")
+        print(f"policy   {whole.policy_path}\nfigures  {whole.figures_path}", flush=True)
+    if task.judge:
+        devices.barrier("searched")
+        found = [(f"seed {seed}", folder, seed) for seed, folder in folders.items()]
+        if len(folders) > 1:
+            found.append((of_all, whole, settings["seed"] + len(folders)))  # trains with seeds of its own
+        for title, folder, seed in found:
+            verdict = judge.run(task, folder, seed, policies.load(folder.policy_path))
+            if verdict:
+                verdict_figure.draw(folder.path)
+                print(f"\n{title}\n{judge.report(task, folder.path, verdict)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -102,16 +102,11 @@ def _numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
 
 
 def _policy(name: str, frozen: str | None, image_size: tuple[int, int]) -> policies.Policy:
-    """The policy of the flags, with ops that can be applied to the images."""
-    policy = named_policy.load(name)
+    """The policy of the flags."""
+    policy = named_policy.load(name, image_size)
     if frozen:
         p_tp, p_o = (frozen in ("both", part) for part in ("p_tp", "p_o"))
         policy = schedule.freeze(policy, p_tp=p_tp, p_o=p_o)
-    rows = [row.name for row in policies.space(policy).rows]
-    if image_size[0] != image_size[1] and "Rotate90" in rows:
-        raise ValueError(
-            f"--policy={name}: Rotate90 needs square images, got {image_size[0]} x {image_size[1]}"
-        )
     return policy
 
 

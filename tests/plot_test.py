@@ -291,6 +291,7 @@ def test_an_official_search_has_pairs_and_no_flag_for_it(run, tmp_path):
 
 def test_a_deepaa_search_is_drawn_with_the_training_of_its_proxy(tmp_path, monkeypatch):
     (tmp_path / "flags.txt").write_text("--method=deepaa\n")
+    (tmp_path / "summary.json").write_text("{}")
     (tmp_path / "proxy").mkdir()
     for module, name in ((deepaa_figures, "draw_run"), (finished_run, "draw_training")):
         monkeypatch.setattr(module, name, lambda path: [path])

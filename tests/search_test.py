@@ -69,7 +69,7 @@ def test_a_run_leaves_its_folder(finished):
     figures = {path.name for path in (finished / "figures").glob("*.png")}
     assert {"policy.png", "curves.png", "ops.png", "sample_images.png", "augmented_images.png"} <= figures
     written = run_folder.read_flags(finished)
-    assert written["search_space"] == "strength" and written["policy_learning_rate"] == "0.05"
+    assert written["search_space"] == "directed" and written["policy_learning_rate"] == "0.1"
     assert json.loads((finished / "environment.json").read_text())["platform"] == "cpu"
 
 
@@ -157,7 +157,7 @@ def test_official_preset_and_max_steps(files, monkeypatch):
             "--policy_space=slots has no effect with --preset=official",
         ),
         ({"preset": "official", "control_learning_rate": 0.1}, "--control_learning_rate=0.1 has no effect"),
-        ({"preset": "official", "orthogonal_to_clean": True}, "--orthogonal_to_clean=True has no effect"),
+        ({"preset": "official", "score": "exact"}, "--score=exact has no effect with --preset=official"),
         ({"preset": "official", "estimator": "straight_through"}, "expected one of relax, reinforce, gumbel"),
         ({"policy_space": "slots", "top_k": 10}, "--top_k=10 has no effect with --policy_space=slots"),
     ],

@@ -11,7 +11,7 @@ import pytest
 from dada import policies
 from experiments import search, table_run, tables, train
 from experiments.figures import table_figures
-from experiments.runs import command_line, run_folder
+from experiments.runs import command_line, run_folder, welch
 from experiments.summaries import table_cells, table_definition, table_runs, table_text
 
 RESOLVE = {"train": train.resolve, "search": search.resolve}
@@ -145,17 +145,17 @@ def test_every_paper_table_is_read_and_named_with_its_source():
 def test_welch_against_closed_forms():
     # Two numbers on each side with equal variances: df = 2, p = 1 - t / sqrt(2 + t^2).
     t = 3.0 / 1.0
-    p = table_cells.welch_p_value([0.0, 2**0.5 * 1.0], [3.0, 3.0 + 2**0.5])
+    p = welch.p_value([0.0, 2**0.5 * 1.0], [3.0, 3.0 + 2**0.5])
     assert p == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-9)
     # Five and five, t = 2.306 at df = 8 is the five percent point of the tables.
     first = [-1.0, -0.5, 0.0, 0.5, 1.0]
     shift = 2.306004 * math.sqrt(2 * 0.625 / 5)
-    assert table_cells.welch_p_value(first, [x + shift for x in first]) == pytest.approx(0.05, abs=1e-6)
+    assert welch.p_value(first, [x + shift for x in first]) == pytest.approx(0.05, abs=1e-6)
     # Unequal variances and counts: the value that scipy gives.
-    assert table_cells.welch_p_value([1, 2, 4], [2, 7, 3, 9]) == pytest.approx(0.18768901375448, rel=1e-9)
-    assert table_cells.welch_p_value([1.0, 2.0], [1.0, 2.0]) == pytest.approx(1.0)
-    assert table_cells.welch_p_value([1.0], [1.0, 2.0]) is None
-    assert table_cells.welch_p_value([1.0, 1.0], [2.0, 2.0]) is None
+    assert welch.p_value([1, 2, 4], [2, 7, 3, 9]) == pytest.approx(0.18768901375448, rel=1e-9)
+    assert welch.p_value([1.0, 2.0], [1.0, 2.0]) == pytest.approx(1.0)
+    assert welch.p_value([1.0], [1.0, 2.0]) is None
+    assert welch.p_value([1.0, 1.0], [2.0, 2.0]) is None
 
 
 def test_cells_hold_means_tests_costs_and_the_papers_values(definition):
@@ -169,10 +169,10 @@ def test_cells_hold_means_tests_costs_and_the_papers_values(definition):
     assert found.paper == 3.6
     assert found.difference == pytest.approx(9.0 - 3.6)  # the paper reports the best epoch
     assert (found.search_hours, found.train_hours, found.paper_hours) == (0.2, 1.0, 0.1)
-    expected = table_cells.welch_p_value([10.0, 12.0, 14.0], [20.0, 21.0, 30.0, 31.0])
+    expected = welch.p_value([10.0, 12.0, 14.0], [20.0, 21.0, 30.0, 31.0])
     assert found.p_value == pytest.approx(expected)
     other = cells["small", "random_0"]
-    assert other.p_value == pytest.approx(table_cells.welch_p_value([20.0, 21.0], [30.0, 31.0]))
+    assert other.p_value == pytest.approx(welch.p_value([20.0, 21.0], [30.0, 31.0]))
     assert cells["small", "identity"].last is None and cells["small", "identity"].p_value is None
     text = table_text.markdown(definition, cells)
     assert "| found | 12.00 ± 2.00 | 3 | 9.00 ± 0.00 | 3.6 | +5.40 |" in text

@@ -6,7 +6,14 @@ import pathlib
 import numpy as np
 
 from experiments.data import datasets
-from experiments.figures import agreement_figure, chart_figures, deepaa_figures, figure_style, search_figures
+from experiments.figures import (
+    agreement_figure,
+    chart_figures,
+    deepaa_figures,
+    figure_style,
+    search_figures,
+    verdict_figure,
+)
 from experiments.runs import run_folder
 
 
@@ -27,14 +34,15 @@ def draw(
     """
     path = pathlib.Path(run_path)
     if (path / "summary.json").is_file() and "agreement" in run_folder.read_summary(path):
-        return agreement_figure.draw(path)
+        return agreement_figure.draw(path) + verdict_figure.draw(path)
     flags = run_folder.read_flags(path)
     if "policy" in flags:
         return draw_training(path)
     if flags.get("method") != "deepaa":
-        return search_figures.draw(path, dataset, planted_valid_images)
+        return search_figures.draw(path, dataset, planted_valid_images) + verdict_figure.draw(path)
     proxy = path / "proxy"
-    return deepaa_figures.draw_run(path) + (draw_training(proxy) if proxy.is_dir() else [])
+    training = draw_training(proxy) if proxy.is_dir() else []
+    return deepaa_figures.draw_run(path) + training + verdict_figure.draw(path)
 
 
 def draw_training(run_path: str | os.PathLike) -> list[pathlib.Path]:

@@ -113,6 +113,7 @@ CORRECTED = Method(
     divided=("batch_size", "valid_batch_size"),
     watched=("train_loss", "valid_loss"),
     maps_seeds=True,
+    policy_position="after_crop",
     split=lambda dataset, settings: datasets.search_parts(dataset),
     largest_valid_batch=search_loop.largest_batch,
     config=functools.partial(_config, dada),

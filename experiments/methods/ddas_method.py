@@ -120,6 +120,7 @@ def _report(
 
 CORRECTED = DADA._replace(
     library=ddas,
+    policy_position="first",
     config=_config,
     planted_levels=_planted_levels,
     report=_report,

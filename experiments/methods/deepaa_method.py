@@ -142,6 +142,7 @@ CORRECTED = Method(
     divided=("num_points", "batch_size"),
     watched=("cosine",),
     maps_seeds=False,
+    policy_position="first",
     split=_split,
     largest_valid_batch=_largest_valid_batch,
     config=_config,

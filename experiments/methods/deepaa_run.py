@@ -62,7 +62,7 @@ def class_table(labels: np.ndarray, num_classes: int) -> ClassTable:
     return ClassTable(jnp.asarray(index), jnp.asarray([len(places) for places in members], jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames=("num_points", "num_valid"))
+@functools.partial(jax.jit, static_argnames=("num_points", "num_valid", "layer_steps"))
 def batches(
     key: jax.Array,
     data: search_loop.Data,
@@ -71,6 +71,8 @@ def batches(
     *,
     num_points: int,
     num_valid: int,
+    kept: jax.Array | None = None,
+    layer_steps: int = 1,
 ) -> search_loop.Data:
     """Data points of a step, a pure function of the step: uniform classes, distinct clean images.
 
@@ -81,6 +83,9 @@ def batches(
       step: int [].
       num_points: D.
       num_valid: V.
+      kept: bool [N], the clean images that the last third of a layer chooses from, as any layer may turn out
+        to be the last one; None for all.
+      layer_steps: updates of a layer.
 
     Returns:
       Data with train of [D] images and valid of [D, V] images.
@@ -88,15 +93,21 @@ def batches(
     class_key, image_key, valid_key = jax.random.split(jax.random.fold_in(key, step), 3)
     label = jax.random.randint(class_key, (num_points,), 0, tables[0].count.shape[0])
 
-    def choose(key, table, number):
+    def choose(key, table, number, allowed=None):
         """`number` distinct images of each label, [D, number]."""
         size = table.index.shape[1]
         noise = jax.random.uniform(key, (num_points, size))
-        noise = jnp.where(jnp.arange(size) < table.count[label][:, None], noise, -1.0)
+        can_be = jnp.arange(size) < table.count[label][:, None]
+        if allowed is not None:
+            can_be &= allowed[table.index[label]]
+        noise = jnp.where(can_be, noise, -1.0)
         return jnp.take_along_axis(table.index[label], jax.lax.top_k(noise, number)[1], axis=1)
 
+    allowed = None
+    if kept is not None:
+        allowed = kept | ~search_loop.in_last_third(step % layer_steps, layer_steps)
     shown = choose(image_key, tables[0], 1)[:, 0]
-    clean = choose(valid_key, tables[1], num_valid)
+    clean = choose(valid_key, tables[1], num_valid, allowed)
     return search_loop.Data(
         *(sgd.Batch(half.images[at], half.labels[at]) for half, at in zip(data, (shown, clean)))
     )
@@ -185,6 +196,8 @@ class Steps:
             tables=devices.replicate(tables, task.mesh),
             num_points=task.plan.num_points,
             num_valid=task.sizes[1],
+            kept=task.judge and np.isin(np.arange(len(task.data.valid.labels)), task.judge.kept),
+            layer_steps=task.config.updates_per_layer,
         )
         step = functools.partial(_step, task.config, devices.axis_name(task.mesh))
         step = devices.divided(step, task.mesh)

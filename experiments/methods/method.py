@@ -30,6 +30,7 @@ class Task(NamedTuple):
     planted: tuple[str, float] | None = None  # op and value on every validation image
     max_steps: int | None = None
     measure_cost: bool = False
+    judge: Any = None  # judge.Plan; None without --judge
     mesh: jax.sharding.Mesh | None = None  # the devices that share every batch, from `devices.mesh`
 
 
@@ -51,6 +52,7 @@ class Method(NamedTuple):
     divided: tuple[str, ...]  # flags of the batches that several devices share
     watched: tuple[str, ...]  # metrics that must be finite
     maps_seeds: bool  # whether all seeds run at once on an accelerator
+    policy_position: str  # of policy_training.POSITIONS, as in the search
     # Images to search on and to validate with. (dataset, settings) -> both
     split: Callable[[datasets.Dataset, Settings], tuple[sgd.Batch, sgd.Batch]]
     # The most images of it that --valid_batch_size can ask for, and what to say of it. (second half) -> both

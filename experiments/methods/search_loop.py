@@ -43,6 +43,18 @@ def random_indices(key: jax.Array, step: jax.Array, count: int, size: int) -> ja
     return compiled_loop.shuffled_indices(key, step, count, size, steps_per_epoch(count, size))
 
 
+def in_last_third(step: jax.Array, total: int) -> jax.Array:
+    """Whether a step is one of the last third of all steps, rounded up."""
+    return 3 * (step + 1) > 2 * total
+
+
+def _kept_indices(valid_indices, kept, config, key, step, count, size):
+    """`Method.valid_indices`, in the last third of the search among the places `kept` only."""
+    among_kept = jnp.asarray(kept)[valid_indices(config, key, step, len(kept), size)]
+    among_all = valid_indices(config, key, step, count, size)
+    return jnp.where(in_last_third(step, total_steps(config)), among_kept, among_all)
+
+
 def batches(
     method: Any,
     config: Any,
@@ -97,7 +109,11 @@ def start(task: Any, seed: int, folder: Any, done: int) -> tuple[Any, jax.Array]
 
 
 def _programs(step, task, sizes, is_vmapped):
-    step = functools.partial(step, task.method, task.config, sizes, axis_name=devices.axis_name(task.mesh))
+    method = task.method
+    if task.judge:
+        indices = functools.partial(_kept_indices, method.valid_indices, task.judge.kept)
+        method = method._replace(valid_indices=indices)
+    step = functools.partial(step, method, task.config, sizes, axis_name=devices.axis_name(task.mesh))
     return compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped, mesh=task.mesh)
 
 

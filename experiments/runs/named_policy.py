@@ -9,12 +9,26 @@ FORMS = (
 )
 
 
-def load(name: str) -> policies.Policy:
+def load(name: str, image_size: tuple[int, int], flag: str = "policy") -> policies.Policy:
     """Returns a policy by name, one of `FORMS`; random:SEED is the random baseline of the DADA code.
 
+    Args:
+      name: as it was given.
+      image_size: height and width of the images that it is for.
+      flag: for messages, the flag that it was given with.
+
     Raises:
-      ValueError: no policy has that name, a number is out of range, or the file is not a policy.
+      ValueError: no policy has that name, a number is out of range, the file is not a policy, or has an op
+        that cannot be applied to such images.
     """
+    policy = _read(name, flag)
+    if image_size[0] != image_size[1] and "Rotate90" in [row.name for row in policies.space(policy).rows]:
+        size = f"{image_size[0]} x {image_size[1]}"
+        raise ValueError(f"--{flag}={name}: Rotate90 needs square images, got {size}")
+    return policy
+
+
+def _read(name, flag):
     kind, _, numbers = name.partition(":")
     if name in ("none", "identity"):
         return policies.identity()
@@ -25,17 +39,17 @@ def load(name: str) -> policies.Policy:
     if name == "uniformaugment":
         return baselines.uniformaugment()
     if kind == "random":
-        return policies.random_policy(*_integers(name, numbers, 1), "dada")
+        return policies.random_policy(*_integers(name, flag, numbers, 1), "dada")
     if kind == "randaugment":
-        return baselines.randaugment(*_integers(name, numbers, 2))
+        return baselines.randaugment(*_integers(name, flag, numbers, 2))
     try:
         return policies.load(name)
     except ValueError as error:
-        raise ValueError(f"--policy: {error}; the forms are {FORMS}") from error
+        raise ValueError(f"--{flag}: {error}; the forms are {FORMS}") from error
 
 
-def _integers(name, text, count):
+def _integers(name, flag, text, count):
     parts = text.split(",")
     if len(parts) != count or not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--policy: got {name!r}, expected one of {FORMS}")
+        raise ValueError(f"--{flag}: got {name!r}, expected one of {FORMS}")
     return [int(part) for part in parts]

@@ -37,6 +37,7 @@ class Task(NamedTuple):
     eval_batch_size: int
     recipe: dict[str, Any]  # the flags that say what was trained, for the summary
     mesh: jax.sharding.Mesh | None  # the devices that share every batch, from `devices.mesh`
+    label: str | None = None  # before the progress bar
 
 
 def to_device(dataset: datasets.Dataset) -> Data:
@@ -136,7 +137,8 @@ def _run_at_once(task, loop, test, folders):
     seconds = lines[-1]["seconds"] if lines else 0.0
     total = config.num_epochs * config.steps_per_epoch
     quiet = not devices.is_primary()
-    with tqdm.tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, disable=quiet) as bar:
+    shown = {"desc": task.label, "unit": "step", "dynamic_ncols": True, "disable": quiet}
+    with tqdm.tqdm(total=total, initial=done, **shown) as bar:
         for epoch in range(done // config.steps_per_epoch + 1, config.num_epochs + 1):
             start, compiled = time.perf_counter(), seconds_compile()
             parts = []

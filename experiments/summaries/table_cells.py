@@ -7,9 +7,7 @@ cell have seeds of their own; the standard deviation is that of a sample (n - 1)
 import statistics
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
+from experiments.runs import welch
 from experiments.summaries import table_definition, table_runs
 
 
@@ -45,29 +43,6 @@ def sample(values: list[float]) -> Sample | None:
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Sample(statistics.fmean(values), deviation, len(values))
-
-
-def welch_p_value(first: list[float], second: list[float]) -> float | None:
-    """Two-sided p-value of Welch's test of equal means.
-
-        t = (m1 - m2) / sqrt(e1 + e2),  e = s^2 / n,  df = (e1 + e2)^2 / (e1^2 / (n1 - 1) + e2^2 / (n2 - 1))
-        p = I_x(df / 2, 1 / 2),  x = df / (df + t^2),  I the regularised incomplete beta function
-
-    Returns:
-      p, or None where it is not defined: fewer than two numbers on a side, or no spread at all.
-
-    Reference: Welch, Biometrika 34, 1947.
-    """
-    if min(len(first), len(second)) < 2:
-        return None
-    e1, e2 = (statistics.variance(values) / len(values) for values in (first, second))
-    if e1 + e2 == 0.0:
-        return None
-    t_squared = (statistics.fmean(first) - statistics.fmean(second)) ** 2 / (e1 + e2)
-    df = (e1 + e2) ** 2 / (e1**2 / (len(first) - 1) + e2**2 / (len(second) - 1))
-    with jax.enable_x64(True):
-        x = jnp.float64(df / (df + t_squared))
-        return float(jax.scipy.special.betainc(jnp.float64(0.5 * df), jnp.float64(0.5), x))
 
 
 def cells(definition: table_definition.Definition, runs: list[table_runs.Run]) -> dict[tuple[str, str], Cell]:
@@ -107,7 +82,7 @@ def _cell(definition, column, row, runs):
         runs=of_cell,
         last=last,
         best=best,
-        p_value=welch_p_value(_errors(of_cell), _errors(random_runs)),
+        p_value=welch.p_value(_errors(of_cell), _errors(random_runs)),
         paper=paper,
         paper_spread=paper_spread,
         difference=ours.mean - paper if ours and paper is not None else None,

@@ -1,0 +1,265 @@
+"""Whether the policy that a search found is worth using: short trainings that end in a recommendation.
+
+    none    no augmentation at all
+    base    crop, flip and cutout of the flags; left out if the flags have none
+    found   base and the policy that was found
+    random  base and a random policy of the same search space, for comparison only
+    NAME    base and another policy, one row each
+
+All rows train the network of the search on its training images, with its SGD, for the same number of steps
+and with the same seeds, and are tested on one stratified half of the validation images. The last third of the
+search, or of each layer of DeepAA, draws its validation images from the other half; before that it sees all.
+
+    RUN/judge/ROW/summary.json   which images a finished row had right; it is not trained again
+    RUN/recommended.json         the policy that is recommended; it applies nothing for none and base
+    RUN/summary.json             gets "verdict", see `decide`
+"""
+
+import functools
+import pathlib
+import shlex
+import shutil
+import statistics
+import urllib.parse
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dada import policies
+from dada.training import policy_training, sgd
+from experiments.data import datasets
+from experiments.methods.method import Settings, Task
+from experiments.runs import devices, named_policy, run_folder, train_run, welch
+
+ROWS = ("none", "base", "found", "random")
+_NO_BASE = {"crop_padding": 0, "flip": False, "cutout_length": 0}
+_NUM_SEEDS = 3
+_LARGEST_P = 0.05
+_TEST_BATCH = 500
+# Weight of a batch in the running statistics; more makes every test depend on the last few batches.
+_BATCH_NORM_MOMENTUM = 0.1
+
+
+class Plan(NamedTuple):
+    """What the flags say of the judge."""
+
+    kept: np.ndarray  # places of the validation images that the last third of the search sees
+    held_out: np.ndarray  # places of the others
+    num_epochs: int
+    training: dict[str, Any]  # fields of policy_training.Config: the SGD
+    base: dict[str, Any]  # the same: base augmentation
+    also: dict[str, policies.Policy]  # other policies to judge, by name
+
+
+def plan(settings: Settings, train: sgd.Batch, valid: sgd.Batch) -> Plan:
+    """Reads resolved flags; `train` and `valid` are the images of the search, from `Method.split`.
+
+    Raises:
+      ValueError: too few images, or a policy that cannot be judged.
+    """
+    count, batch_size = len(train.labels), settings["batch_size"]
+    if batch_size > count:
+        raise ValueError(
+            f"--batch_size={batch_size}: --judge trains on only {count} images, expected {batch_size} or more"
+        )
+    labels = np.asarray(valid.labels)
+    try:
+        kept, held_out = datasets.stratified_split(labels, len(labels) // 2)
+    except ValueError as error:
+        raise ValueError(f"--judge tests on half of the validation images: {error}") from error
+    names = settings["judge_also"]
+    for name in names:
+        if name in ROWS or names.count(name) > 1:
+            raise ValueError(f"--judge_also: got {name!r}, expected each once and none of {', '.join(ROWS)}")
+    return Plan(
+        kept=kept,
+        held_out=held_out,
+        num_epochs=settings["judge_epochs"],
+        training={
+            "learning_rate": settings["learning_rate"],
+            "momentum_decay": settings.get("momentum", policy_training.Config.momentum_decay),
+            "weight_decay": settings["weight_decay"],
+            "clip_norm": settings["clip_norm"] or None,
+        },
+        base={name: settings[name] for name in _NO_BASE},
+        also={name: named_policy.load(name, valid.images.shape[1:3], "judge_also") for name in names},
+    )
+
+
+def run(task: Task, folder: run_folder.RunFolder, seed: int, found: policies.Policy) -> dict[str, Any] | None:
+    """Trains and tests all rows, and writes the verdict into a folder, which has a summary.json.
+
+    Args:
+      task: of the search, with a Plan.
+      folder: gets the files above.
+      seed: of the search; it says with which seeds is trained, and which policy is the random one.
+      found: the policy to judge.
+
+    Returns:
+      the verdict, see `decide`; None in other processes than the first one.
+
+    Raises:
+      command_line.Interrupted: the loss of a training is not finite.
+    """
+    space = found.search_space
+    rows = {
+        "none": policies.identity(),
+        "base": policies.identity(),
+        "found": found,
+        "random": policies.random_policy(seed, space, extra_ops=found.extra_ops),
+        **task.judge.also,
+    }
+    if task.judge.base == _NO_BASE:
+        del rows["base"]
+    valid = devices.local(task.data.valid, task.mesh)
+    test = sgd.Batch(*(jnp.asarray(np.asarray(part)[task.judge.held_out]) for part in valid))
+    is_right = jax.jit(functools.partial(_is_right, _config(task, "none", rows["none"])))
+    right = {}
+    for name, policy in rows.items():
+        path = folder.path / "judge" / urllib.parse.quote(name, safe="")
+        if not (path / "summary.json").is_file():
+            _train(task, path, name, policy, seed, test, is_right)
+        if devices.is_primary():
+            right[name] = np.array([list(map(int, row)) for row in run_folder.read_summary(path)["right"]])
+    if not devices.is_primary():
+        return None
+    verdict = decide(right)
+    policies.save(folder.path / "recommended.json", rows[verdict["recommended"]])
+    folder.write_summary({**run_folder.read_summary(folder.path), "verdict": verdict})
+    return verdict
+
+
+def _config(task, name, policy):
+    count = len(task.data.train.labels)
+    return policy_training.Config(
+        apply=functools.partial(task.config.apply, batch_norm_momentum=_BATCH_NORM_MOMENTUM),
+        policy=policy,
+        steps_per_epoch=count // task.sizes[0],
+        num_epochs=task.judge.num_epochs,
+        policy_position=task.method.policy_position,
+        mean=task.config.mean,
+        std=task.config.std,
+        **task.judge.training,
+        **(_NO_BASE if name == "none" else task.judge.base),
+    )
+
+
+def _train(task, path, name, policy, seed, test, is_right):
+    """Trains a row with all seeds, or goes on with it; keeps only which test images it has right."""
+    config = _config(task, name, policy)
+    flags = {"policy": name, "epochs": config.num_epochs, "batch_size": task.sizes[0]}
+    folders = {}
+    for one in range(_NUM_SEEDS * seed, _NUM_SEEDS * (seed + 1)):
+        place = path / f"seed_{one}"
+        resume = (place / "flags.txt").exists()
+        folders[one] = run_folder.create(place, {**flags, "seed": one}, resume=resume)
+    training = train_run.Task(
+        config=config,
+        model=task.model,
+        data=train_run.Data(*task.data.train, *devices.replicate(test, task.mesh)),
+        batch_size=task.sizes[0],
+        eval_batch_size=_TEST_BATCH,
+        recipe=flags,
+        mesh=task.mesh,
+        label=f"judge {name}",
+    )
+    list(train_run.run(training, folders))
+    network, network_config = task.model
+    shapes = jax.eval_shape(lambda: sgd.init(*network.init(jax.random.key(0), network_config)))
+    right = [is_right(one.restore(shapes), test) for one in folders.values()]
+    devices.barrier(f"{path}: tested")
+    if devices.is_primary():
+        rows = ["".join(map(str, np.asarray(row).tolist())) for row in right]
+        run_folder.RunFolder(path).write_summary({"right": rows})
+        for one in folders.values():
+            shutil.rmtree(one.path)
+
+
+def _is_right(config, state, test):
+    """1 for every image that the network has right and 0 for the others, int32 [M]."""
+
+    def one(pair):
+        image, label = pair
+        return policy_training.evaluate(config, state, image[None], label[None], 1)["num_right"]
+
+    return jax.lax.map(one, tuple(test), batch_size=_TEST_BATCH)
+
+
+def decide(right: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The verdict on rows in the order from simple to complicated.
+
+    The recommendation starts from none and goes on to a row, other than random, if its mean error is lower
+    and the difference is significant, p < .05 (`welch.p_value`). Three seeds know nothing of the luck of the
+    test images, which is most of the noise where there are fifty, so that the differences image by image are
+    a third term of Welch's test; with many images it is small, and the plain test is left, which with three
+    seeds sees differences above 2.3 standard deviations.
+
+    Args:
+      right: by name of the row, 0 or 1 [seeds, M]; "none" is one of them.
+
+    Returns:
+      {"rows": [{"name", "mean", "deviation", "n", "errors"}], "test_images": M, "recommended": a name,
+      "better_than_random": whether found is}; errors in %, deviation of a sample (n - 1).
+    """
+    recommended = "none"
+    for name in right:
+        if name != "random" and _is_better(right[name], right[recommended]):
+            recommended = name
+    errors = {name: _errors(row) for name, row in right.items()}
+    rows = [
+        {
+            "name": name,
+            "mean": statistics.fmean(row),
+            "deviation": statistics.stdev(row),
+            "n": len(row),
+            "errors": row,
+        }
+        for name, row in errors.items()
+    ]
+    return {
+        "rows": rows,
+        "test_images": right["none"].shape[1],
+        "recommended": recommended,
+        "better_than_random": _is_better(right["found"], right["random"]),
+    }
+
+
+def _errors(right):
+    """Test error of every seed, %."""
+    return (100.0 - 100.0 * right.mean(axis=1)).tolist()
+
+
+def _is_better(one, other):
+    first, second = _errors(one), _errors(other)
+    if statistics.fmean(first) >= statistics.fmean(second):
+        return False
+    images = 100.0 * (other.mean(axis=0) - one.mean(axis=0))
+    p = welch.p_value(first, second, images.tolist())
+    return p is None or p < _LARGEST_P  # None: the same difference on every image, with every seed
+
+
+def report(task: Task, path: pathlib.Path, verdict: dict[str, Any]) -> str:
+    """The rows, the recommendation, and with which flags to train; `path` is that of the run folder."""
+    shown = {row["name"]: "{mean:.1f} ± {deviation:.1f} %".format(**row) for row in verdict["rows"]}
+    width = max(map(len, shown))
+    lines = [f"{row['name']:{width}}  {shown[row['name']]}  n = {row['n']}" for row in verdict["rows"]]
+    name = verdict["recommended"]
+    if name == "none":
+        lines.append("use none: no policy did better")
+    else:
+        what = "keep the policy" if name == "found" else f"use {name}"
+        lines.append(f"{what}: {shown[name]} against {shown['none']} without")
+    if not verdict["better_than_random"]:
+        lines.append("the policy found is not better than a random one")
+    base = _NO_BASE if name == "none" else task.judge.base
+    flags = [f"--crop_padding={base['crop_padding']}", "--flip" if base["flip"] else "--noflip"]
+    flags += [f"--cutout_length={base['cutout_length']}"]
+    if name not in ("none", "base"):
+        flags = [
+            f"--policy={path / 'recommended.json'}",
+            f"--policy_position={task.method.policy_position}",
+            *flags,
+        ]
+    return "\n".join([*lines, f"train with {shlex.join(flags)}"])
