@@ -262,7 +262,7 @@ def test_planted_searches_are_those_of_the_flag_file(tmp_path, monkeypatch):
         resolved.append(search.resolve(line[3:]))
         path = tmp_path / f"Rotate90_{resolved[-1]['preset']}"
         path.mkdir()
-        summary = {"planted": {"steps_until_it_leads": 3, "seconds_until_it_leads": 0.5}, "steps": 9}
+        summary = {"planted": [{"steps_until_it_leads": 3, "seconds_until_it_leads": 0.5}], "steps": 9}
         (path / "summary.json").write_text(json.dumps({**summary, "seconds_run": 2, "seconds_compile": 1}))
         return subprocess.CompletedProcess(line, 0)
 

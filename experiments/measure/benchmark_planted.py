@@ -48,7 +48,7 @@ def run(names: list[str], folder: pathlib.Path, seed: int) -> dict[str, Any]:
             summary = run_folder.read_summary(path)
             leads = ("steps_until_it_leads", "seconds_until_it_leads")
             results[op][preset] = {
-                **{name: summary["planted"][name] for name in leads},
+                **{name: summary["planted"][0][name] for name in leads},
                 **{name: summary[name] for name in ("steps", "seconds_run", "seconds_compile")},
             }
     return results
