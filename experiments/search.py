@@ -49,6 +49,8 @@ def define(values: flags.FlagValues) -> None:
     add.list("extra_ops", [], "Ops without magnitude to add to the search space.")
     about = "Images to validate with: a folder <class>/, or an .npz. Default: a part of the training images."
     add.string("valid_dataset", None, about)
+    about = "Search with only so many validation images, for all seeds the same. Default: all."
+    add.integer("num_valid", None, about, lower_bound=1)
     about = "Validation images per step; of deepaa, for each data point. Default: all, if there are few."
     add.integer("valid_batch_size", None, about, lower_bound=1)
     add.float("policy_learning_rate", None, "Adam, of the policy.", lower_bound=0.0)
@@ -93,12 +95,8 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
 resolve = functools.partial(command_line.resolve, define, _resolve)
 
 
-def _planted_op(text: str | None, method: Method, config: Any) -> tuple[str, float] | None:
-    """The op of the flag and its value, which must change images."""
-    parsed = planting.parse(text)
-    if parsed is None:
-        return None
-    name, value = parsed
+def _planted_op(name: str, value: float | None, method: Method, config: Any) -> tuple[str, float]:
+    """A planted op and its value, which must change images."""
     index = planting.row_of(config.space, name, value)
     if index is None:
         raise ValueError(f"--planted_op: {name} is not in the search space; --extra_ops={name} adds it")
@@ -109,7 +107,8 @@ def _planted_op(text: str | None, method: Method, config: Any) -> tuple[str, flo
         values = [(1.0 - level) * row.low + level * row.high for level in levels]
         value = next((value for value in values if _changes_images(row, value)), values[0])
     if not _changes_images(row, value):
-        raise ValueError(f"--planted_op: got {text!r}, expected a finite value that changes the images")
+        got = f"{name}:{value:g}"
+        raise ValueError(f"--planted_op: got {got!r}, expected a finite value that changes the images")
     return row.op, value
 
 
@@ -136,6 +135,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     method = METHODS[settings["method"]].METHODS[settings["preset"]]
     space = ops.search_space(settings["search_space"], tuple(settings["extra_ops"]))
     train, valid = method.split(dataset, settings)
+    valid = datasets.stratified_part(valid, settings["num_valid"])
     judged = judge.plan(settings, train, valid) if settings["judge"] else None
     limits = {
         "batch_size": search_loop.largest_batch(train),
@@ -171,10 +171,9 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     )
     config = method.config(settings, fields, mesh)
     data = search_loop.to_device(train, valid)
-    planted = _planted_op(settings["planted_op"], method, config)
-    if planted:
-        images = planting.plant(*planted, data.valid.images)
-        data = data._replace(valid=data.valid._replace(images=images))
+    planted = tuple(_planted_op(*op, method, config) for op in planting.parse(settings["planted_op"]))
+    images = planting.plant(planted, data.valid.images)
+    data = data._replace(valid=data.valid._replace(images=images))
     total, max_steps = method.total_steps(config), settings["max_steps"]
     if judged and max_steps is not None and max_steps < total:
         raise ValueError(f"--max_steps={max_steps}: expected all {total} steps with --judge")
@@ -204,7 +203,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     task = task_of(settings, dataset, fits_valid_batch=not is_given)
     settings["valid_batch_size"] = task.sizes[1]
     if task.planted:
-        settings["planted_op"] = "{}:{}".format(*task.planted)
+        settings["planted_op"] = planting.to_text(task.planted)
     folders = seeds.open_folders(settings)
     for seed, policy in search_run.run(task, folders):
         folder = folders[seed]

@@ -6,8 +6,9 @@
 Goes through the seeds, and for each through the rows of the table; what is finished is skipped and what was
 interrupted goes on from its last checkpoint, so that the same command can be given again at any time. Every
 run is a process of its own, `experiments.search` or `experiments.train`, with the flags of its cell, in
-RUN_DIR/COLUMN/ROW/seed_N and RUN_DIR/COLUMN/ROW/search/seed_N. A run that fails is reported at the end and
-does not stop the others. `experiments.tables TABLE --collect=RUN_DIR` puts the results into the table.
+RUN_DIR/COLUMN/ROW/seed_N and RUN_DIR/COLUMN/ROW/search/seed_N; what several columns have is run once, for the
+first of them. A run that fails is reported at the end and does not stop the others. `experiments.tables TABLE
+--collect=RUN_DIR` puts the results into the table.
 
 On an accelerator --seeds_at_once=5 trains the seeds of a row together; policies found by a search differ
 between seeds, so only the searches and not their trainings can.
@@ -135,27 +136,30 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         raise ValueError("--run_dir: expected the folder for all runs of the table")
     definition = table_definition.load(arguments[0], {"train": train.resolve, "search": search.resolve})
     recipes = _recipes(definition, values)
-    folder = pathlib.Path(values.run_dir) / values.column
+    folders = {}
+    for row, recipe in recipes.items():
+        first, *_ = (cell for cell, other in definition.recipes.items() if cell[1] == row and other == recipe)
+        folders[row] = pathlib.Path(values.run_dir).joinpath(*first)
     search_roots = {}  # rows that share a search share its folder
     for row, recipe in recipes.items():
         if recipe.search is not None:
-            search_roots.setdefault(tuple(recipe.search), folder / row / "search")
+            search_roots.setdefault(tuple(recipe.search), folders[row] / "search")
     chosen = {row: recipe for row, recipe in recipes.items() if not values.rows or row in values.rows}
     seeds = list(range(values.seed, values.seed + values.num_seeds))
     runner = _Runner(values, definition.defaults)
     for row, recipe in chosen.items():  # before anything is started: no folder holds other runs
         for seed in seeds:
-            runner.is_trained(recipe, folder / row, seed)
+            runner.is_trained(recipe, folders[row], seed)
     for group in _groups(seeds, values.seeds_at_once):
         for row, recipe in chosen.items():
             search_root = None if recipe.search is None else search_roots[tuple(recipe.search)]
             if search_root:
                 runner.search(recipe, search_root, group)
-            runner.train(recipe, folder / row, group, search_root)
+            runner.train(recipe, folders[row], group, search_root)
     if runner.failed:
         names = ", ".join(map(str, runner.failed))
         raise command_line.Interrupted(f"{len(runner.failed)} runs failed: {names}")
-    print(f"all runs are in {folder}")
+    print(f"all runs are in {values.run_dir}")
 
 
 if __name__ == "__main__":

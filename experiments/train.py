@@ -82,15 +82,14 @@ resolve = functools.partial(command_line.resolve, define, _resolve)
 
 
 def _plant(text: str | None, dataset: datasets.Dataset) -> datasets.Dataset:
-    """The data set with an op on every test image: what a policy is worth where the op is right."""
-    planted = planting.parse(text)
-    if planted is None:
-        return dataset
-    name, value = planted
+    """The data set with ops on every test image: what a policy is worth where they are right."""
     rows = [row for space in ops.SPACE_NAMES for row in ops.search_space(space).rows]
-    if value is None and any(row.unit for row in rows if row.name == name):
-        raise ValueError(f"--planted_op={name}: got no value, expected {name}:NUMBER in a training")
-    images = planting.plant(name, value or 0.0, jnp.asarray(dataset.test_images))
+    planted = planting.parse(text)
+    for name, value in planted:
+        if value is None and any(row.unit for row in rows if row.name == name):
+            raise ValueError(f"--planted_op={name}: got no value, expected {name}:NUMBER in a training")
+    planted = [(name, value or 0.0) for name, value in planted]
+    images = planting.plant(planted, jnp.asarray(dataset.test_images))
     return dataset._replace(test_images=np.asarray(images))
 
 

@@ -57,7 +57,7 @@ def test_a_run_leaves_its_folder(finished):
     np.testing.assert_allclose(found.content.p_tp, ends, rtol=1e-5)
     assert abs(sum(summary["op_mass_initial"].values()) - 2 * 0.35) < 1e-6
     assert abs(sum(summary["op_mass"].values()) - 2 * ends[-1]) < 1e-5
-    assert "plain_step_ratio" not in summary and summary["planted"]["op"] == "Rotate90"
+    assert "plain_step_ratio" not in summary and summary["planted"][0]["op"] == "Rotate90"
     written = run_folder.read_flags(finished)
     assert written["method"] == "ddas" and written["learning_rate"] == "0.32" and written["draws"] == "image"
     assert "estimator" not in written and written["clip_norm"] == "0.0"
@@ -111,7 +111,8 @@ def test_official_preset(files):
     assert rates == (0.01, 0.005, 0.001)
     assert not config.share_randomness and len(config.candidates.row) == 52
     assert {level for level in config.candidates.level if level} == {28 / 32, 1.0}
-    assert found.planted[0] == "Brightness" and abs(found.planted[1] - 5.14) < 1e-9
+    ((planted, value),) = found.planted
+    assert planted == "Brightness" and abs(value - 5.14) < 1e-9
     # Five steps an epoch; 40 validation images are three batches, the same ones in every epoch.
     key = jax.random.key(0)
     batches = [np.asarray(ddas_method.valid_indices(config, key, step, 40, 16)) for step in range(6)]

@@ -76,7 +76,7 @@ def test_a_run_leaves_its_folder(finished):
     for layer, line in zip(summary["layers"], (lines[2], lines[5])):
         np.testing.assert_allclose(list(layer.values()), line["op_mass"], rtol=1e-4)
     assert abs(sum(summary["op_mass_initial"].values()) - 2) < 1e-5
-    planted = summary["planted"]
+    (planted,) = summary["planted"]
     assert planted.pop("rank") > 1 and 0.0 < planted.pop("level_found") < 1.0
     assert planted | {"seconds_until_it_leads": 0} == {
         "op": "Rotate",

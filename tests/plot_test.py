@@ -160,7 +160,7 @@ def draw_policy(path):
             search.distribution,
             search.policy_mass,
             search.initial_mass,
-            search.planted and search.planted.name,
+            [op.name for op in search.planted],
         )
         return read_image(figure_style.save(path / "one.png", figure)), figure
 
@@ -213,7 +213,7 @@ def test_planted_images_of_the_caller_are_used(run, dataset, monkeypatch):
     _, valid = datasets.search_split(dataset)
     search_figures._sample_images(dataset, planted, None)
     search_figures._sample_images(dataset, planted, 255 - dataset.train_images[valid])
-    search_figures._sample_images(dataset, None, None)
+    search_figures._sample_images(dataset, [], None)
     applied, given, without = (blocks for _, blocks in grids)
     before, after = np.array(applied[1].images)
     np.testing.assert_array_equal(after, 255 - before)

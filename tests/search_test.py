@@ -65,7 +65,7 @@ def test_a_run_leaves_its_folder(finished):
     space = policies.space(policies.load(finished / "policy.json"))
     assert set(summary["op_mass"]) == {row.name for row in space.rows}
     assert abs(sum(summary["op_mass_initial"].values()) - 1.0) < 1e-5  # two ops with probability one half
-    assert summary["planted"]["op"] == "Rotate90"
+    assert [op["row"] for op in summary["planted"]] == ["Rotate90"]
     figures = {path.name for path in (finished / "figures").glob("*.png")}
     assert {"policy.png", "curves.png", "ops.png", "sample_images.png", "augmented_images.png"} <= figures
     written = run_folder.read_flags(finished)
@@ -86,7 +86,7 @@ def test_all_seeds_give_one_policy_also_when_one_of_them_is_resumed(files, finis
         list(merged.values()), np.mean([list(mass.values()) for mass in masses], 0), atol=1e-9
     )
     summary = run_folder.read_summary(both)
-    assert summary["seeds"] == [0, 1] and summary["planted_op"] == "Rotate90"
+    assert summary["seeds"] == [0, 1] and summary["planted_ops"] == ["Rotate90"]
     assert summary["agreement"]["Rotate90"]["op_mass"] == [mass["Rotate90"] for mass in masses]
     assert (both / "figures" / "agreement.png").exists()
     shutil.copytree(both, again)
@@ -130,11 +130,15 @@ def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finishe
 
 def test_official_preset_and_max_steps(files, monkeypatch):
     small_runs.compile_quickly(monkeypatch)
-    changes = {"preset": "official", "max_steps": 2, "extra_ops": [], "planted_op": "Invert"}
+    changes = {"preset": "official", "max_steps": 2, "extra_ops": []}
+    changes |= {"planted_op": "Invert,Brightness:0.5", "num_valid": 18}
     official = run_here(files, "official", **changes)
     found = policies.load(official / "policy.json")
     assert (found.search_space, found.preset, found.content.weight) == ("dada", "official", None)
-    assert len(found.content.row) == 25 and run_folder.read_summary(official)["steps"] == 2
+    summary = run_folder.read_summary(official)
+    assert len(found.content.row) == 25 and summary["steps"] == 2
+    assert [(op["row"], op["value"]) for op in summary["planted"]] == [("Invert", 0.8), ("Brightness", 0.5)]
+    assert run_folder.read_flags(official)["planted_op"] == "Invert:0.8,Brightness:0.5"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +155,9 @@ def test_official_preset_and_max_steps(files, monkeypatch):
         ({"planted_op": "Brightness:nan"}, "expected a finite value that changes the images"),
         ({"planted_op": "Rotate:0"}, "expected a finite value that changes the images"),
         ({"planted_op": "FlipUD"}, "--extra_ops=FlipUD adds it"),
+        ({"planted_op": "Rotate90,Rotate:0"}, "got 'Rotate:0', expected a finite value that changes"),
+        ({"planted_op": "Rotate90,"}, "--planted_op: got '', expected one of"),
+        ({"num_valid": 41}, "--num_valid=41: the search has only 40 validation images"),
         ({"batch_size": 4000}, "has only 40"),
         (
             {"preset": "official", "policy_space": "slots"},

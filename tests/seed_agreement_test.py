@@ -25,7 +25,7 @@ def folders(tmp_path):
         sequence = [("Rotate", rotate, 0.5), ("Invert", invert, 0.0), ("Color", color, 0.2)]
         found[seed] = run_folder.create(tmp_path / "run" / f"seed_{seed}", {"seed": seed})
         policies.save(found[seed].policy_path, policies.from_sequences("strength", [sequence], seed=seed))
-        planted = {"planted": {"op": "Rotate", "value": 9.0}}
+        planted = {"planted": [{"op": "Rotate", "value": 9.0, "row": "Rotate"}]}
         found[seed].write_summary({"op_mass_initial": start, **planted})
     return tmp_path / "run", found
 

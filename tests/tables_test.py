@@ -6,10 +6,13 @@ import pathlib
 import subprocess
 import types
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from dada import policies
+from dada import ops, policies
 from experiments import search, table_run, tables, train
+from experiments.data import planting
 from experiments.figures import table_figures
 from experiments.runs import command_line, run_folder, welch
 from experiments.summaries import table_cells, table_definition, table_runs, table_text
@@ -182,6 +185,54 @@ def test_cells_hold_means_tests_costs_and_the_papers_values(definition):
     assert "read in the source" in text
     lines = table_text.to_csv(definition, cells).splitlines()
     assert len(lines) == 1 + 9 and lines[5].startswith("small,found,3,12,2,9,")
+
+
+def shared(tmp_path):
+    """A table with two columns that differ in their searches only."""
+    small, other = (dict(DEFINITION["columns"][0]) for _ in range(2))
+    small["search"], other["search"], other["key"] = ["--num_valid=100"], ["--num_valid=500"], "other"
+    return table_definition.load(write(tmp_path / "shared", columns=[small, other]), RESOLVE)
+
+
+def test_columns_share_the_runs_of_one_recipe(tmp_path, monkeypatch):
+    definition = shared(tmp_path)
+    errors = {"identity": 0.4, "random_0": 0.2, "random_1": 0.3}
+    runs = [
+        run(definition, "small", row, s, error + 0.01 * s) for row, error in errors.items() for s in (0, 1)
+    ]
+    runs += [run(definition, "other", "found", s, 0.1 + 0.01 * s) for s in (0, 1)]
+    cells = table_cells.cells(definition, runs)
+    assert (
+        cells["other", "identity"].last
+        == cells["small", "identity"].last
+        == pytest.approx((40.5, 0.707, 2), rel=1e-3)
+    )
+    assert cells["other", "found"].p_value < 0.1 and not cells["small", "found"].runs
+    figure = Image.open(table_figures.draw(definition, cells, tmp_path / "one.png"))
+    assert figure.height < 0.7 * figure.width  # one panel, not one for each column
+    started = []
+
+    def start(line, **_):
+        started.append(line)
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.setattr(table_run, "subprocess", types.SimpleNamespace(run=start, DEVNULL=None))
+    run_table(definition, tmp_path, "--column=other", "--num_seeds=1", "--rows=identity,found")
+    places = [next(text for text in line if text.startswith("--run_dir=")) for line in started]
+    ends = "small/identity/seed_0", "other/found/search/seed_0", "other/found/seed_0"
+    assert all(place.endswith(end) for place, end in zip(places, ends, strict=True))
+
+
+def test_the_bound_of_the_shift_is_the_shift():
+    folder = ROOT / "experiments" / "results" / "shift"
+    recipe = table_definition.load(folder, RESOLVE).recipes["valid_100", "exact"]
+    exact = policies.load(folder / "exact.json")
+    (rows,), (levels,), (probabilities,) = exact.content.row, exact.content.level, exact.content.probability
+    values = np.asarray(ops.level_to_value(policies.space(exact), rows, levels, np.ones(3)))
+    names = [policies.space(exact).rows[row].op for row in rows]
+    planted = planting.parse(recipe.train_flags["planted_op"])
+    assert list(zip(names, values)) == [(name, np.float32(value)) for name, value in planted]
+    assert (probabilities == 1).all()
 
 
 def test_the_figure_is_drawn_twice_the_same(definition, tmp_path):

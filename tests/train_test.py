@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 import small_runs
+from PIL import Image, ImageEnhance
 
 from dada import policies
 from dada.models import wide_resnet
 from dada.training import sgd
 from experiments import plot, train
+from experiments.data import datasets
 from experiments.runs import command_line, compiled_loop, run_folder
 
 RECIPES = sorted((small_runs.ROOT / "experiments" / "flags").glob("train_*.flags"))
@@ -104,6 +106,15 @@ def test_a_planted_op_is_on_the_test_images_only(files, finished):
     assert lines[0][-1]["test_accuracy"] > lines[1][-1]["test_accuracy"] + 0.4
 
 
+def test_planted_ops_are_applied_one_after_another(files):
+    dataset = datasets.load(str(files / "tiny.npz"))
+    text = "Invert,Brightness:0.5,Rotate:90"
+    planted, _ = small_runs.task(train, settings(files), dataset, planted_op=text)
+    for number, image in enumerate(dataset.test_images):
+        after = ImageEnhance.Brightness(Image.fromarray(255 - image)).enhance(0.5).rotate(90)
+        np.testing.assert_array_equal(planted.data.test_images[number], after)
+
+
 def test_killed_and_resumed_is_the_straight_run(files, finished):
     killed = run_folder.RunFolder(files / "killed")
     small_runs.kill_when(start(files, "killed"), lambda: (killed.latest_step() or 0) >= 10)
@@ -180,6 +191,7 @@ def test_smoke_takes_two_steps_and_writes_nothing(files, capsys):
         ({"schedule": "step", "decay_epochs": ["30", "x"]}, "--decay_epochs: got 30,x, expected numbers"),
         ({"planted_op": "Inverse"}, "--planted_op: got 'Inverse'"),
         ({"planted_op": "Rotate"}, "--planted_op=Rotate: got no value, expected Rotate:NUMBER"),
+        ({"planted_op": "Invert,Rotate"}, "--planted_op=Rotate: got no value"),
         ({"planted_op": "Rotate:nan"}, "got 'Rotate:nan', expected a finite value"),
         ({"warmup_multiplier": 4.0}, "warm-up: got multiplier 4.0 over 0"),
     ],

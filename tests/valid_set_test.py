@@ -137,6 +137,22 @@ def test_all_training_images_are_searched_on(files, method, preset):
         task(dataset, method=method, preset=preset, valid_batch_size=8)
 
 
+@pytest.mark.parametrize("valid", [None, "dark.npz"])
+def test_some_of_the_validation_images(files, valid):
+    dataset = load(files, valid=valid)
+    (_, whole), (_, some), (_, fewer) = (
+        task(dataset, valid_batch_size=2, num_valid=count) for count in (None, 6, 3)
+    )
+    jax.tree.map(np.testing.assert_array_equal, whole.train, fewer.train)
+    pixels = [part.valid.images.reshape(len(part.valid.labels), -1).tolist() for part in (whole, some, fewer)]
+    places = [[pixels[0].index(image) for image in part] for part in pixels]
+    assert list(map(len, places[1:])) == [6, 3] and places[1] == sorted(places[1])
+    assert set(places[2]) < set(places[1]) < set(places[0])
+    counts = [np.bincount(part.valid.labels, minlength=4) for part in (whole, some, fewer)]
+    for part, size in zip(counts[1:], (6, 3)):
+        assert np.all(np.abs(part - counts[0] * size / counts[0].sum()) < 1)
+
+
 @pytest.mark.parametrize("preset", ["corrected", "official"])
 def test_deepaa_has_clean_images_of_the_classes_that_there_are(files, preset):
     dataset = load(files)
@@ -169,8 +185,8 @@ def test_a_run_takes_what_there_is_and_shows_it(files, monkeypatch, capsys):
     assert (path / "figures" / "sample_images.png").read_bytes() == before
     grids = []
     monkeypatch.setattr(image_figures, "image_grid", lambda _, blocks: grids.append(blocks))
-    search_figures._sample_images(load(files), None, None)
-    planted = finished_search.Planted("Invert", 0.0, "Invert")
+    search_figures._sample_images(load(files), [], None)
+    planted = [finished_search.Planted("Invert", "Invert", 0.0, "Invert")]
     search_figures._sample_images(load(files), planted, None)
     own, (before, after) = (blocks[1].images for blocks in grids)
     assert [len(row) for row in own] == [4] * 4

@@ -237,6 +237,27 @@ def search_parts(dataset: Dataset) -> tuple[sgd.Batch, sgd.Batch]:
     return train, sgd.Batch(dataset.valid_images[order], dataset.valid_labels[order])
 
 
+def stratified_part(images: sgd.Batch, count: int | None) -> sgd.Batch:
+    """`count` of the images, each class in proportion, in their order; None is all.
+
+    A larger part includes a smaller one.
+
+    Raises:
+      ValueError: there are fewer.
+    """
+    labels = images.labels
+    if count is None:
+        return images
+    if count > len(labels):
+        raise ValueError(f"--num_valid={count}: the search has only {len(labels)} validation images")
+    share = np.empty(len(labels))  # of its class that comes before an image
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        share[members] = (np.arange(len(members)) + 0.5) / len(members)
+    kept = np.sort(np.argsort(share, kind="stable")[:count])
+    return sgd.Batch(images.images[kept], labels[kept])
+
+
 def stratified_split(labels, test_size, seed=0):
     """Splits indices at random into two parts with the class shares of the whole.
 

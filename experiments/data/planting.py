@@ -1,7 +1,11 @@
-"""A planted op: one op at one value on every image that a policy is judged by, which a search has to find."""
+"""Planted ops: ops at fixed values, one after another, on every image that a policy is judged by.
+
+A search has to find them.
+"""
 
 import functools
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +13,18 @@ import jax.numpy as jnp
 from dada import ops
 
 
-def parse(text: str | None) -> tuple[str, float | None] | None:
-    """Reads NAME or NAME:VALUE as (op, value or None); None for no text.
+def parse(text: str | None) -> list[tuple[str, float | None]]:
+    """Reads NAME or NAME:VALUE, or several with commas between, in order, as (op, value or None) each.
 
-    Without a value the op may be a row with a direction, such as Rotate-.
+    Without a value the op may be a row with a direction, such as Rotate-. No text is no op.
 
     Raises:
       ValueError: no op has that name, it is drawn at random, or the value is no finite number.
     """
-    if not text:
-        return None
+    return [_parse_one(entry) for entry in text.split(",")] if text else []
+
+
+def _parse_one(text):
     name, _, value = text.partition(":")
     if (name if value else name.rstrip("+-")) not in ops.OPS:
         raise ValueError(f"--planted_op: got {name!r}, expected one of {', '.join(ops.OPS)}")
@@ -44,9 +50,20 @@ def row_of(space: ops.SearchSpace, name: str, value: float | None) -> int | None
     return found[0] if found else None
 
 
+def to_text(planted: Iterable[tuple[str, float]]) -> str:
+    """What `parse` reads as these ops."""
+    return ",".join(f"{name}:{value}" for name, value in planted)
+
+
+def plant(planted: Iterable[tuple[str, float]], images: jax.Array) -> jax.Array:
+    """Applies ops at physical values in order to all images, uint8 [N, H, W, 3]; a cutout at the centre."""
+    for name, value in planted:
+        images = _apply(name, value, images)
+    return images
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def plant(name: str, value: float, images: jax.Array) -> jax.Array:
-    """Applies one op at one physical value to all images, uint8 [N, H, W, 3]; a cutout at the centre."""
+def _apply(name, value, images):
     center = jnp.asarray(images.shape[1:3], jnp.float32) / 2.0
 
     def one(image):

@@ -1,9 +1,11 @@
 """Figures made of numbers: the curves of a search or a training, and the distribution that was learned.
 
 Contract: arrays in, matplotlib figures out; no file is touched. To be called inside `figure_style.style()`. R
-ops, T logged steps. A distribution is a `policy_space.Parameters` of probabilities and levels; `planted` is
-the name of the planted op, or None.
+ops, T logged steps. A distribution is a `policy_space.Parameters` of probabilities and levels; `planted` has
+the names of the planted ops.
 """
+
+import itertools
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -15,7 +17,7 @@ from experiments.figures import figure_style
 _LEADING = len(figure_style.SERIES)
 
 
-def curves(title, metrics, op_names, initial_mass, planted=None):
+def curves(title, metrics, op_names, initial_mass, planted=()):
     """Draws losses, accuracies, entropy, temperature (if it changes) and op mass over the steps.
 
     `metrics` has float [T] by name, "step" among them, and "op_mass" [T, R], which starts from `initial_mass`
@@ -48,7 +50,7 @@ def curves(title, metrics, op_names, initial_mass, planted=None):
         axes["temperature"].set(title="Temperature", ylabel="temperature")
     axes["mass"].set(title="Op mass", ylabel="expected applications per image")
     start = np.mean(initial_mass), "mean at the start"
-    is_planted = [name == planted for name in op_names]
+    is_planted = [name in planted for name in op_names]
     leading_lines(axes["mass"], steps, metrics["op_mass"], op_names, is_planted, start)
     for panel in axes.values():
         figure_style.over_steps(panel, steps[-1], "search step")
@@ -91,11 +93,11 @@ def leading_lines(axes, steps, values, labels, is_planted, start):
     order = np.argsort(-values[-1], kind="stable")
     for index in order[_LEADING:]:
         _line(axes, steps, values[:, index], figure_style.FAINT, linewidth=0.8)
-    colors = iter(figure_style.SERIES)
+    colors, lines = iter(figure_style.SERIES), itertools.cycle(figure_style.HIGHLIGHT_LINES)
     for index in order[:_LEADING]:
-        color = figure_style.HIGHLIGHT if is_planted[index] else next(colors)
+        color, line = (figure_style.HIGHLIGHT, next(lines)) if is_planted[index] else (next(colors), "-")
         label = f"{labels[index]}\n(planted)" if is_planted[index] else labels[index]
-        _line(axes, steps, values[:, index], color, label)
+        _line(axes, steps, values[:, index], color, label, linestyle=line)
     if len(order) > _LEADING:
         axes.plot([], [], color=figure_style.FAINT, label=f"{len(order) - _LEADING} others")
     axes.axhline(start[0], label=start[1], **figure_style.START_LINE)
@@ -117,7 +119,7 @@ def _noisy_line(axes, steps, values, color, label):
     _line(axes, np.convolve(steps, kernel, "valid"), np.convolve(values, kernel, "valid"), color, label)
 
 
-def learned_policy(title, space, distribution, policy_mass, initial_mass, planted=None):
+def learned_policy(title, space, distribution, policy_mass, initial_mass, planted=()):
     """Draws op mass, probability and level of every op and, for pairs, the weights of all pairs.
 
     `policy_mass` [R] is the expected applications per image under the policy file, which keeps the heaviest
@@ -167,13 +169,13 @@ def learned_policy(title, space, distribution, policy_mass, initial_mass, plante
 def _mass_bars(axes, names, mass, policy_mass, initial_mass, planted):
     lines = np.arange(len(names))
     bars = axes.barh(lines, mass, color=figure_style.TRAIN, height=0.7, label="learned distribution")
-    is_planted = np.array(names) == planted
+    is_planted = np.isin(names, planted)
     axes.barh(lines[is_planted], mass[is_planted], color=figure_style.HIGHLIGHT, height=0.7)
     (file,) = axes.plot(policy_mass, lines, "D", **figure_style.HOLLOW, label="policy file")
     # One tick per bar: the start differs between ops in some policy spaces.
     style = {"color": figure_style.INK, "linewidth": 1.2, "label": "at the start"}
     start = axes.vlines(initial_mass, lines - 0.5, lines + 0.5, **style)
-    axes.set_yticks(lines, [f"{name} (planted)" if name == planted else name for name in names])
+    axes.set_yticks(lines, [f"{name} (planted)" if name in planted else name for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set(title="Op mass", xlabel="expected applications per image")
     return bars, file, start

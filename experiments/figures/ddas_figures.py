@@ -44,7 +44,7 @@ def _p_tp(run, what):
 def _candidates(run, what):
     num_ops = len(run.space.rows)
     content = run.policy.content
-    planted = run.planted.name if run.planted else None
+    planted = [op.name for op in run.planted]
     map_height = 0.9 + 0.19 * num_ops
     figure = figure_style.titled(f"The {len(content.row)} candidate ops, p_o: {what}", map_height + 3.0)
     upper, lower = figure.subfigures(2, 1, height_ratios=[map_height, 3.0])
@@ -57,7 +57,7 @@ def _candidates(run, what):
         moment = "start" if run.policy.preset == "official" else "end"
         panel.set_title(f"p_o at the {moment} of epoch {epoch + 1}")
     names = [run.space.rows[index].name for index in order]
-    panels[0].set_yticks(range(num_ops), [f"{name} (planted)" if name == planted else name for name in names])
+    panels[0].set_yticks(range(num_ops), [f"{name} (planted)" if name in planted else name for name in names])
     scale = upper.colorbar(image, ax=panels, shrink=0.6, pad=0.01)
     scale.set_label(f"p_o (uniform: {1 / len(content.row):.3f})")
     scale.outline.set_visible(False)
@@ -105,7 +105,7 @@ def _labels(run):
 
 def _evolution(axes, run, planted):
     content, epochs = run.policy.content, _epoch_times(run)
-    is_planted = [run.space.rows[row].name == planted for row in content.row]
+    is_planted = [run.space.rows[row].name in planted for row in content.row]
     start = 1.0 / len(content.row), "uniform, as at the start"
     axes.set(title="p_o over the epochs", ylabel="probability of a draw")
     chart_figures.leading_lines(axes, epochs, content.p_o, _labels(run), is_planted, start)

@@ -7,6 +7,7 @@
 The first two are as in the README of DeepAA, with one colour for each op throughout.
 """
 
+import itertools
 import os
 import pathlib
 
@@ -15,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dada import ops, policies
-from experiments.figures import figure_style
+from experiments.figures import figure_style, finished_search
 from experiments.runs import run_folder
 
 _MAGNITUDE_ROW = 0.42  # inches
@@ -93,7 +94,7 @@ def magnitudes(title: str, policy: policies.Policy) -> Figure:
     return figure
 
 
-def curves(title: str, metrics: dict[str, np.ndarray], op_names: list[str], planted: str | None) -> Figure:
+def curves(title: str, metrics: dict[str, np.ndarray], op_names: list[str], planted: list[str]) -> Figure:
     """Draws cosine, probability of Identity, entropy and the shares of the leading ops over the steps.
 
     `metrics` has float [T] by name and op_mass [T, R], all of the layer that a step searches.
@@ -109,11 +110,12 @@ def curves(title: str, metrics: dict[str, np.ndarray], op_names: list[str], plan
     mass = metrics["op_mass"]
     is_identity = np.array(op_names) == "Identity"
     order = np.argsort(-np.where(is_identity, 0, mass.max(axis=0)), kind="stable")
+    styles = itertools.cycle(figure_style.HIGHLIGHT_LINES)
     for index in order[:6]:
-        is_planted = op_names[index] == planted
+        is_planted = op_names[index] in planted
         label = f"{op_names[index]} (planted)" if is_planted else op_names[index]
-        color = figure_style.HIGHLIGHT if is_planted else _color(op_names[index])
-        _by_layer(lower, metrics, mass[:, index], color, label)
+        color, line = (figure_style.HIGHLIGHT, next(styles)) if is_planted else (_color(op_names[index]), "-")
+        _by_layer(lower, metrics, mass[:, index], color, label, line)
     lower.set(title="Share of the leading ops in the layer that is searched", xlabel="update", ylim=(0, None))
     for panel in (upper, lower):
         panel.set_xlim(0, 1.01 * steps[-1])
@@ -125,11 +127,11 @@ def curves(title: str, metrics: dict[str, np.ndarray], op_names: list[str], plan
     return figure
 
 
-def _by_layer(axes, metrics, values, color, label):
+def _by_layer(axes, metrics, values, color, label, line="-"):
     """A line that is interrupted between layers."""
     for number in np.unique(metrics["layer"]):
         is_layer = metrics["layer"] == number
-        style = {"color": color, "label": label if number == 1 else None}
+        style = {"color": color, "linestyle": line, "label": label if number == 1 else None}
         axes.plot(metrics["step"][is_layer], values[is_layer], **style)
 
 
@@ -147,9 +149,10 @@ def draw_run(run_path: str | os.PathLike) -> list[pathlib.Path]:
         raise ValueError(f"{path}: no layers, expected the folder of a DeepAA search")
     names = ("step", "layer", "cosine", "identity", "op_mass")
     metrics = {name: np.array([line[name] for line in lines], np.float64) for name in names}
-    planted = run_flags.get("planted_op", "").partition(":")[0] or None
+    space = policies.space(policy)
+    planted = [op.name for op in finished_search.read_planted(path, run_flags, space)]
     what = f"deepaa {policy.preset}, {policy.data_set}, seed {policy.seed}"
-    op_names = [row.name for row in policies.space(policy).rows]
+    op_names = [row.name for row in space.rows]
     folder = run_folder.RunFolder(path).figures_path
     with figure_style.style():
         figures = {

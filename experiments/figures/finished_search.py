@@ -23,9 +23,10 @@ _METHOD_NUMBERS = {"dada": (), "ddas": ("p_tp_initial", "steps_per_epoch")}
 
 
 class Planted(NamedTuple):
-    """The op that was applied to the validation images."""
+    """An op that was applied to the validation images."""
 
-    name: str
+    name: str  # of its row
+    op: str
     value: float
     text: str  # name and value, to be read
 
@@ -43,7 +44,7 @@ class FinishedSearch(NamedTuple):
     policy_mass: np.ndarray  # [R], of the policy file
     initial_mass: np.ndarray  # [R], of the distribution before the first step
     distribution: policy_space.Parameters | None  # probabilities and levels; of DADA only
-    planted: Planted | None
+    planted: list[Planted]  # in order of application
 
 
 def read(path: str | os.PathLike) -> FinishedSearch:
@@ -84,7 +85,7 @@ def read(path: str | os.PathLike) -> FinishedSearch:
         policies.load(path / "policy.json"),
         *masses,
         _read_distribution(path, summary, run_flags["policy_space"], len(names)) if is_dada else None,
-        _read_planted(path, run_flags.get("planted_op"), space),
+        read_planted(path, run_flags, space),
     )
 
 
@@ -127,13 +128,14 @@ def _read_metrics(path, num_ops, curves):
     return columns
 
 
-def _read_planted(path, flag, space):
-    if not flag:
-        return None
-    name, value = flag.split(":")
-    index = planting.row_of(space, name, float(value))
-    if index is None:
-        raise ValueError(f"{path / 'flags.txt'}, planted_op: {name} is not an op of the search space")
-    row = space.rows[index]._replace(random_sign=False)
-    text = figure_style.value_text(row, float(value)) if row.unit else ""
-    return Planted(row.name, float(value), f"{name} {text}".strip())
+def read_planted(path: pathlib.Path, run_flags: dict[str, str], space: ops.SearchSpace) -> list[Planted]:
+    """The planted ops of the flags of a run; ValueError if one is not in its search space."""
+    found = []
+    for name, value in planting.parse(run_flags.get("planted_op")):
+        index = planting.row_of(space, name, value)
+        if index is None:
+            raise ValueError(f"{path / 'flags.txt'}, planted_op: {name} is not an op of the search space")
+        row = space.rows[index]._replace(random_sign=False)
+        text = figure_style.value_text(row, value) if row.unit else ""
+        found.append(Planted(row.name, row.op, value, f"{name} {text}".strip()))
+    return found

@@ -1,7 +1,7 @@
 """The figures of a finished search of DADA or DDAS, from its run folder.
 
     RUN/figures/sample_images.png     training images per class; validation images, if they are a set of
-                                      their own or have a planted op
+                                      their own or have planted ops
     RUN/figures/ops.png               every op of the search space over its levels
     RUN/figures/curves.png            losses, accuracies, entropy, temperature, op mass over the steps
     RUN/figures/policy.png            DADA: op mass, probabilities, levels, weights of the pairs
@@ -47,8 +47,8 @@ def draw(
 
     Args:
       dataset: the data set of the run; None loads it as the flags of the run say.
-      planted_valid_images: uint8 [V, H, W, 3], the validation images of the run after the planted op, in the
-        order of `datasets.search_parts`; None applies the op here.
+      planted_valid_images: uint8 [V, H, W, 3], the validation images of the run after the planted ops, in the
+        order of `datasets.search_parts`; None applies the ops here.
 
     Raises: as `finished_run.draw`.
     """
@@ -59,16 +59,19 @@ def draw(
         paths = run.flags["dataset"], run.flags.get("data_dir"), False
         dataset = datasets.load(*paths, size, run.flags.get("valid_dataset"))
     folder = run_folder.RunFolder(run.path).figures_path
-    planted_name = run.planted.name if run.planted else None
+    planted_names = [op.name for op in run.planted]
+    num_valid = run.flags.get("num_valid")
     method = f"{run.policy.method or 'search'} {run.policy.preset or ''}".strip()
     what = f"{method}, {pathlib.Path(dataset.name).name}, seed {run.flags.get('seed', 0)}"
     names = [row.name for row in run.space.rows]
     with figure_style.style():
         figures = {
-            "sample_images": _sample_images(dataset, run.planted, planted_valid_images),
+            "sample_images": _sample_images(
+                dataset, run.planted, planted_valid_images, num_valid and int(num_valid)
+            ),
             "ops": _ops(run, dataset),
             "curves": chart_figures.curves(
-                f"The search, step by step: {what}", run.metrics, names, run.initial_mass, planted_name
+                f"The search, step by step: {what}", run.metrics, names, run.initial_mass, planted_names
             ),
             **(ddas_figures.draw(run, what) if run.method == "ddas" else {"policy": _dada_policy(run, what)}),
             "augmented_images": _augmented_images(run, dataset),
@@ -78,7 +81,7 @@ def draw(
 
 def _dada_policy(run, what):
     title = f"The policy at step {run.metrics['step'][-1]:.0f}: {what}"
-    masses, planted = (run.policy_mass, run.initial_mass), run.planted.name if run.planted else None
+    masses, planted = (run.policy_mass, run.initial_mass), [op.name for op in run.planted]
     return chart_figures.learned_policy(title, run.space, run.distribution, *masses, planted)
 
 
@@ -87,8 +90,9 @@ def _class_name(dataset, label):
     return names[label] if names else f"class {label}"
 
 
-def _sample_images(dataset, planted, planted_valid_images):
+def _sample_images(dataset, planted, planted_valid_images, num_valid=None):
     train, valid = datasets.search_parts(dataset)
+    valid = datasets.stratified_part(valid, num_valid)
     # Spread over all classes if there are many.
     classes = np.linspace(0, dataset.num_classes - 1, min(_CLASSES_SHOWN, dataset.num_classes)).astype(int)
 
@@ -107,13 +111,14 @@ def _sample_images(dataset, planted, planted_valid_images):
     if planted:
         before, count = rows_of(*valid, 1), len(valid.labels)
         if planted_valid_images is None:
-            plant = functools.partial(planting.plant, planted.name, planted.value)
+            plant = functools.partial(planting.plant, [(op.op, op.value) for op in planted])
             after = [[image if image is None else np.asarray(plant(image[None]))[0] for image in before[0]]]
         elif len(planted_valid_images) != count:
             raise ValueError(f"planted_valid_images: got {len(planted_valid_images)}, expected {count}")
         else:
             after = rows_of(np.asarray(planted_valid_images), valid.labels, 1)
-        title = f"Validation images, on which {planted.text} is planted"
+        texts = ", ".join(op.text for op in planted)
+        title = f"Validation images, on which {texts} {'is' if len(planted) == 1 else 'are'} planted"
         blocks.append(image_figures.Block(title, before + after, ("as they are", "as used")))
     elif dataset.valid_images is not None:
         blocks.append(image_figures.Block("Validation images", rows_of(*valid)))

@@ -1,9 +1,11 @@
 """The figure of a table: every run of every row, and the cost of the search against the test error.
 
-Contract: cells in, one PNG out. Columns with runs get a line of their own; of the others the papers' values
-are shown; how far to trust these is in `PaperTable.status`.
+Contract: cells in, one PNG out. Columns with runs get a line of their own. Those that differ only in the
+--num_valid of their searches have one together, in which the test error is drawn over it. Of columns without
+runs the papers' values are shown; how far to trust these is in `PaperTable.status`.
 """
 
+import itertools
 import os
 import pathlib
 
@@ -13,7 +15,7 @@ from experiments.figures import figure_style
 from experiments.summaries import table_cells, table_definition
 
 _PAPERS_A_LINE = 3
-_HEIGHTS = {"row": 0.21, "frame": 1.3, "papers": 2.7}  # inches
+_HEIGHTS = {"row": 0.21, "frame": 1.3, "papers": 2.7, "num_valid": 4.2}  # inches
 _LETTER, _LINE = 0.062, 0.125  # inches that a label in a cost panel takes
 _HOLLOW = {"marker": "o", "markersize": 4.5, "linestyle": "", "color": figure_style.NEUTRAL}
 _COST_TICKS = {0: "none", 0.1: "0.1", 1: "1", 10: "10", 100: "100", 1000: "1k", 10000: "10k"}
@@ -37,15 +39,26 @@ def draw(
     ]
     beside = min(len(papers), _PAPERS_A_LINE)
     lines = -(-len(papers) // _PAPERS_A_LINE)
-    heights = [_HEIGHTS["frame"] + _HEIGHTS["row"] * len(of_column) for of_column in run]
+    groups = [
+        list(group) for _, group in itertools.groupby(run, lambda of_column: _group(definition, of_column))
+    ]
+    heights = [
+        _HEIGHTS["frame"] + _HEIGHTS["row"] * len(group[0]) if len(group) == 1 else _HEIGHTS["num_valid"]
+        for group in groups
+    ]
     heights += [_HEIGHTS["papers"]] * lines
     if not heights:
         return None
     with figure_style.style():
         figure = figure_style.titled(definition.title.replace("*", ""), sum(heights) + 0.4)
         parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
-        for part, of_column in zip(parts, run):
-            part.suptitle(of_column[0].column.name, x=0.015, ha="left", fontsize=9)
+        for part, (of_column, *others) in zip(parts, groups):
+            name = of_column[0].column.name
+            if others:
+                part.suptitle(name.rpartition(", ")[0], x=0.015, ha="left", fontsize=9)
+                _num_valid_panel(part, definition, [of_column, *others])
+                continue
+            part.suptitle(name, x=0.015, ha="left", fontsize=9)
             if not any(cell.row.search is not None or cell.paper_hours for cell in of_column):
                 _runs_panel(part.subplots(), of_column)  # nothing was searched for: no cost to show
                 continue
@@ -53,7 +66,7 @@ def draw(
             _runs_panel(runs, of_column)
             size = 3.1, _HEIGHTS["row"] * len(of_column)
             _cost_panel(cost, definition, of_column, "Cost of the search", size)
-        for index, part in enumerate(parts[len(run) :]):
+        for index, part in enumerate(parts[len(groups) :]):
             part.suptitle("Not run here: values of the papers", x=0.015, ha="left", fontsize=9)
             chunk = papers[index * beside : (index + 1) * beside]
             panels = np.atleast_1d(part.subplots(1, beside))
@@ -85,6 +98,56 @@ def _runs_panel(axes, cells):
     axes.set_ylim(len(cells) - 0.4, -1.1)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("% (dots: seeds; bar: mean ± std)")
+
+
+def _num_valid(definition, cell):
+    """Validation images of the search of a cell, as text; None without a search or the flag."""
+    return (definition.recipes[cell.column.key, cell.row.key].search_flags or {}).get("num_valid")
+
+
+def _group(definition, cells):
+    """What columns have in common that differ in the validation images of their searches only."""
+    column = cells[0].column
+    counts = [_num_valid(definition, cell) for cell in cells if cell.row.search is not None]
+    return column.train if counts and all(counts) else column.key
+
+
+def _num_valid_panel(figure, definition, columns):
+    """Test error over the validation images of the searches; what has no search is a line across."""
+    axes = figure.subplots()
+    axes.set_title("Test error of the last epoch")
+    axes.set(xlabel="labelled validation images of a search (bar: mean ± std)", ylabel="%", xscale="log")
+    cells, by_row = list(itertools.chain(*columns)), {}
+    for cell in cells:
+        if cell.runs:
+            by_row.setdefault(cell.row.key, []).append(cell)
+    counts = sorted({int(_num_valid(definition, cell)) for cell in cells if cell.row.search is not None})
+    ends, labels = (0.8 * counts[0], 1.25 * counts[-1]), []
+    colors = itertools.cycle(figure_style.SERIES[1:])
+
+    def across(sample, name, **style):
+        axes.plot(ends, [sample.mean] * 2, **style)
+        axes.errorbar(ends[1], sample.mean, yerr=sample.deviation, color=style["color"], capsize=2.5)
+        labels.append((ends[1], sample.mean, name))
+
+    for of_row in by_row.values():
+        row = of_row[0].row
+        if row.search is not None:
+            x = [int(_num_valid(definition, cell)) for cell in of_row]
+            y, deviation = zip(*((cell.last.mean, cell.last.deviation or 0.0) for cell in of_row))
+            style = {"color": next(colors), "markersize": 5, "capsize": 2.5}
+            axes.errorbar(x, y, yerr=deviation, fmt="o-", label=row.name, **style)
+        elif row.role != "random":
+            across(of_row[0].last, row.name, color=_color(of_row[0]), linewidth=1)
+    together = table_cells.random_policies(columns[0])
+    if together:
+        across(together, "random policies", **figure_style.START_LINE)
+    figure.legend(loc="outside upper right", ncols=4, handlelength=1.5)
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(ends[0], ends[1] * (ends[1] / ends[0]) ** 0.25)  # room for the names
+    axes.set_ylim(axes.get_ylim())  # fixed, because labels are placed by it
+    _write_labels(axes, labels, (7.2, _HEIGHTS["num_valid"] - 1.2))
 
 
 def _color(cell):

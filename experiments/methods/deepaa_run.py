@@ -246,7 +246,7 @@ def report(
     state: deepaa.SearchState,
     policy: policies.Policy,
 ) -> dict[str, Any]:
-    """The layers, the proxy, and in place of the whole run's the lead of a planted op in the first layer."""
+    """The layers, the proxy, and in place of the whole run's the lead of planted ops in the first layer."""
     del state
     config = task.config
     names = [row.name for row in config.space.rows]

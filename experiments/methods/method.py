@@ -27,7 +27,7 @@ class Task(NamedTuple):
     sizes: tuple[int, int]  # training and validation images that pass through the network in a step
     copies: int  # of each training image among them
     plan: Any = None  # of method.plan
-    planted: tuple[str, float] | None = None  # op and value on every validation image
+    planted: tuple[tuple[str, float], ...] = ()  # ops and values on every validation image, in order
     max_steps: int | None = None
     measure_cost: bool = False
     judge: Any = None  # judge.Plan; None without --judge

@@ -139,14 +139,17 @@ def _summary(task, folder, state, policy):
     return {**summary, **task.method.report(task, folder, lines, state, policy)}
 
 
-def found_again(task: Task, lines: list[dict[str, Any]], policy: policies.Policy) -> dict[str, Any]:
-    """What became of the planted op: its rank by mass at the end, its level, and when it led for good.
+def found_again(task: Task, lines: list[dict[str, Any]], policy: policies.Policy) -> list[dict[str, Any]]:
+    """What became of each planted op: its rank by mass at the end, its level, and when it led for good.
 
     `level` is that of the planted value, `level_found` the mean of the policy file; None without magnitude.
     """
-    name, value = task.planted
-    index = planting.row_of(task.config.space, name, value)
-    row, mass = task.config.space.rows[index], np.array(lines[-1]["op_mass"])
+    return [_found_again(task.config.space, *planted, lines, policy) for planted in task.planted]
+
+
+def _found_again(space, name, value, lines, policy):
+    index = planting.row_of(space, name, value)
+    row, mass = space.rows[index], np.array(lines[-1]["op_mass"])
     return {
         **{"op": name, "value": value, "row": row.name, "rank": int(np.sum(mass > mass[index])) + 1},
         "level": (value - row.low) / (row.high - row.low) if row.unit else None,

@@ -36,7 +36,7 @@ def define(values: flags.FlagValues) -> None:
     add.bool("download", False, "Fetch the official files into --data_dir if they are missing.")
     about = "Side to which folders of images are brought. Default: as they are."
     add.integer("image_size", None, about, lower_bound=1)
-    about = "NAME or NAME:VALUE, on every validation image of a search or test image of a training; or empty."
+    about = "NAME[:VALUE],..., on every validation image of a search or test image of a training; or empty."
     add.string("planted_op", None, about)
 
     add.string("model", "wrn_40_2", "Network, for example wrn_40_2.")

@@ -1,7 +1,7 @@
 """What the seeds of a search found together: one policy, and how far they agree, op by op.
 
     RUN_DIR/policy.json     the policies of all seeds, merged (`policies.merge`)
-    RUN_DIR/summary.json    seeds; op_mass of that policy; op_mass_initial; planted_op; agreement: by op the
+    RUN_DIR/summary.json    seeds; op_mass of that policy; op_mass_initial; planted_ops; agreement: by op the
                             op_mass of each seed, its mean and standard deviation, and seeds_above_start;
                             the largest mean comes first
 
@@ -45,7 +45,7 @@ def write(path: str | os.PathLike, folders: dict[int, run_folder.RunFolder]) -> 
         "seeds": list(folders),
         "op_mass": policies.op_mass(merged),
         "op_mass_initial": start,
-        "planted_op": of_first.get("planted", {}).get("op"),
+        "planted_ops": [op["row"] for op in of_first.get("planted", [])],
         "agreement": dict(sorted(agreement.items(), key=lambda item: -item[1]["mean"])),
     }
     folder = run_folder.RunFolder(path)

@@ -7,9 +7,10 @@ A definition is TABLE/table.json:
     rows             each with key, name, role, train, search, paper (column of the paper's tables)
 
 The recipe of a cell is the command line of its column followed by that of its row. `train` and `search` of a
-row may be mappings from column keys, for a row that some columns do not have. A row with `search` trains with
-the policy that a search with these flags and the same seed found. `role` is "identity" or "random" for the
-rows that every table must have: without them no error says what a search is worth.
+row may be mappings from column keys, for a row that some columns do not have. Columns in which a row has the
+same recipe share its runs, which are kept as those of the first of them. A row with `search` trains with the
+policy that a search with these flags and the same seed found. `role` is "identity" or "random" for the rows
+that every table must have: without them no error says what a search is worth.
 
 Contract: reads files, writes nothing.
 """
