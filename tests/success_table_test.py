@@ -64,7 +64,7 @@ def command(folder, *arguments):
 def write_run(path, line, *, rank=1, level_found=0.5, step=7):
     """What a search of a command line leaves; the planted op has a mass of 0.9, or of 0.05 below rank 1."""
     settings = search.resolve(line)
-    name, value = planting.parse(settings["planted_op"])
+    ((name, value),) = planting.parse(settings["planted_op"])
     settings["planted_op"] = f"{name}:{value or 0.0}"
     row = "Rotate-" if name == "Rotate" and settings["preset"] == "corrected" else name
     path.mkdir(parents=True)
@@ -74,11 +74,13 @@ def write_run(path, line, *, rank=1, level_found=0.5, step=7):
         **{"steps": 20, "seconds_run": 61.04, "seconds_compile": 8.0, "seeds_at_once": 1},
         "op_mass": {"Equalize": 0.1, row: 0.9 if rank == 1 else 0.05, "Color": 0.06, "Cutout": 0.07},
         "op_mass_initial": {row: 0.0625},
-        "planted": {
-            **{"op": name, "value": value, "row": row, "rank": rank},
-            **{"level": 0.8 if name == "Rotate" else None, "level_found": level_found},
-            "steps_until_it_leads": step if rank == 1 else None,
-        },
+        "planted": [
+            {
+                **{"op": name, "value": value, "row": row, "rank": rank},
+                **{"level": 0.8 if name == "Rotate" else None, "level_found": level_found},
+                "steps_until_it_leads": step if rank == 1 else None,
+            }
+        ],
     }
     (path / "summary.json").write_text(json.dumps(summary))
 
@@ -266,7 +268,7 @@ def test_a_real_search_enters_the_table(tmp_path, monkeypatch):
     small_runs.write_data_set(tmp_path / "tiny.npz", 80, 8)
     flags = [
         *(f"--dataset={tmp_path / 'tiny.npz'}", "--model=wrn_10_1", "--batch_size=16", "--max_steps=1"),
-        *("--num_draws=2", "--estimator=reinforce", "--crop_padding=0", "--cutout_length=0", "--noflip"),
+        *("--num_draws=2", "--crop_padding=0", "--cutout_length=0", "--noflip"),
         "--num_devices=1",
     ]
     searches = [{"key": "dada", "name": "DADA", "flags": flags}]
@@ -275,5 +277,5 @@ def test_a_real_search_enters_the_table(tmp_path, monkeypatch):
     (run,) = success_runs.read(load(folder)).values()
     summary = run_folder.read_summary(tmp_path / "runs" / "dada" / "Rotate-" / "seed_0")
     assert run.row == "Rotate-" and run.level == pytest.approx(0.8) and run.steps == 1
-    assert run.rank == summary["planted"]["rank"] and run.mass > 0 and run.seconds_compile > 0
+    assert run.rank == summary["planted"][0]["rank"] and run.mass > 0 and run.seconds_compile > 0
     assert "of 1, " in (folder / "table.md").read_text()

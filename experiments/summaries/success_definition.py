@@ -113,7 +113,9 @@ def _recipe(search, case, resolve):
     arguments = [*search.flags, f"--planted_op={case.planted_op}"]
     try:
         settings = resolve(arguments)
-        planted = planting.parse(settings.pop("planted_op"))
+        planted, *more = planting.parse(settings.pop("planted_op"))
+        if more:
+            raise ValueError("got several planted ops, expected one")
         space = ops.search_space(settings["search_space"], tuple(settings["extra_ops"]))
         row = planting.row_of(space, *planted)
         if row is None:
@@ -127,9 +129,8 @@ def _recipe(search, case, resolve):
 def is_run_of(definition: Definition, recipe: Recipe, flags: dict[str, str]) -> bool:
     """Whether a run with these flags, resolved as in flags.txt, is one of a cell."""
     flags = dict(flags)
-    name, value = planting.parse(flags.pop("planted_op", None)) or (None, None)
-    return (
-        table_definition.is_same(recipe.flags, flags, definition.defaults)
-        and name == recipe.row.op
-        and recipe.planted[1] in (None, value)
-    )
+    planted = planting.parse(flags.pop("planted_op", None))
+    if len(planted) != 1 or not table_definition.is_same(recipe.flags, flags, definition.defaults):
+        return False
+    ((name, value),) = planted
+    return name == recipe.row.op and recipe.planted[1] in (None, value)

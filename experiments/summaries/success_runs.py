@@ -68,7 +68,7 @@ def is_finished(definition: success_definition.Definition, key: Key, path: pathl
 def record(definition: success_definition.Definition, key: Key, path: pathlib.Path) -> Run:
     """Adds the finished run in a folder to the runs of a table; returns it."""
     flags, summary = table_definition.what_was_run(run_folder.read_flags(path)), run_folder.read_summary(path)
-    planted, mass = summary["planted"], summary["op_mass"]
+    (planted,), mass = summary["planted"], summary["op_mass"]
     start, compiling = summary["op_mass_initial"][planted["row"]], summary.get("seconds_compile")
     first = sorted(mass.items(), key=lambda op: -op[1])[:3]
     run = Run(
