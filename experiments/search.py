@@ -55,8 +55,8 @@ def define(values: flags.FlagValues) -> None:
     add.integer("valid_batch_size", None, about, lower_bound=1)
     add.float("policy_learning_rate", None, "Adam, of the policy.", lower_bound=0.0)
     add.bool("judge", False, "At the end, tell by short trainings whether the policy is worth using.")
-    about = "Passes over the training images in each of these. Default: --epochs."
-    add.integer("judge_epochs", None, about, lower_bound=1)
+    about = "Passes over the training images in each of these."
+    add.integer("judge_epochs", 6, about, lower_bound=1)
     add.list("judge_also", [], f"More policies to judge, each one of: {named_policy.FORMS}.")
 
 
@@ -87,7 +87,6 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
     for name, value in {"run_dir": run_dir, "epochs": 20, **module.defaults(settings)}.items():
         if settings[name] is None or name not in given:
             settings[name] = value
-    settings["judge_epochs"] = settings["judge_epochs"] or settings["epochs"]
     return {name: value for name, value in settings.items() if name not in reasons}
 
 

@@ -232,7 +232,6 @@ def test_the_report_says_what_to_do(files, tmp_path):
             {"valid_batch_size": 21},
             "--valid_batch_size=21: the search has only 20 such images without the half that --judge holds",
         ),
-        ({"batch_size": 48}, "--batch_size=48: --judge trains on only 40 images, expected 48 or more"),
         ({"max_steps": 5}, "--max_steps=5: expected all 6 steps with --judge"),
         (
             {**DEEPAA, "dataset": "more.npz", "valid_batch_size": 5},
@@ -253,7 +252,9 @@ def test_too_few_validation_images_are_refused():
     with pytest.raises(
         ValueError, match=r"--judge tests on half of the validation images: .*two or more of each"
     ):
-        judge.plan({"batch_size": 2}, valid, valid)
+        judge.plan({"num_devices": 1}, jax.tree.map(lambda leaf: np.repeat(leaf, 9, 0), valid), valid)
+    with pytest.raises(ValueError, match="--judge trains on 5 images, expected 32 or more"):
+        judge.plan({"num_devices": 1}, valid, valid)
 
 
 @pytest.mark.parametrize("changes", [{}, DEEPAA], ids=["dada", "deepaa"])

@@ -48,7 +48,6 @@ class Config:
       cosine_epochs: epochs from the peak to 0, see `schedules.cosine`; None for `num_epochs`.
       decay_epochs: of the step schedule, each a division by ten.
       warmup_epochs: see `schedules.with_warmup`, like warmup_multiplier.
-      momentum_decay: of the SGD, which is Nesterov's.
       weight_decay: on every parameter.
       decay_batch_norm: False leaves scale and bias of batch norm without weight decay.
       clip_norm: largest norm of the gradient; None for no clipping.
@@ -73,7 +72,6 @@ class Config:
     decay_epochs: tuple[float, ...] = ()
     warmup_epochs: float = 0.0
     warmup_multiplier: float = 1.0
-    momentum_decay: float = 0.9
     weight_decay: float = 2e-4
     decay_batch_norm: bool = True
     clip_norm: float | None = 5.0
@@ -197,7 +195,6 @@ def step(
         labels,
         rate,
         weight_decay=_weight_decays(config, state.params),
-        momentum_decay=config.momentum_decay,
         clip_norm=config.clip_norm,
         nesterov=True,
         label_smoothing=config.label_smoothing,

@@ -60,8 +60,10 @@ def defaults(settings: Settings) -> dict[str, Any]:
     is_official = settings["preset"] == "official"
     is_mixture = settings["estimator"] in dada_config.MIXTURES and not is_official
     fields = defaults_of(official_config.Config if is_official else dada_config.Config)
+    if settings["score"] == "exact":
+        fields |= defaults_of(dada_config.CommonConfig)  # the paper's
     temperature = 1.0 if is_mixture else fields["temperature"][0]
-    names = ("hypergradient", "policy_learning_rate", "control_learning_rate")
+    names = ("learning_rate", "hypergradient", "policy_learning_rate", "control_learning_rate")
     return {
         "search_space": "dada" if is_official else "directed",
         "valid_batch_size": settings["batch_size"],

@@ -6,7 +6,7 @@
     random  base and a random policy of the same search space, for comparison only
     NAME    base and another policy, one row each
 
-All rows train the network of the search on its training images, with its SGD, for the same number of steps
+All rows train the network of the search on its training images, with one recipe, for the same number of steps
 and with the same seeds, and are tested on one stratified half of the validation images. The last third of the
 search, or of each layer of DeepAA, draws its validation images from the other half; before that it sees all.
 
@@ -37,7 +37,9 @@ ROWS = ("none", "base", "found", "random")
 _NO_BASE = {"crop_padding": 0, "flip": False, "cutout_length": 0}
 _NUM_SEEDS = 3
 _LARGEST_P = 0.05
-_TEST_BATCH = 500
+_BATCH_SIZE, _TEST_BATCH = 32, 500
+# That of the small tables in experiments/results; the search's own SGD is chosen for the search.
+_TRAINING = {"learning_rate": 0.05, "weight_decay": 5e-4, "clip_norm": 5.0}
 # Weight of a batch in the running statistics; more makes every test depend on the last few batches.
 _BATCH_NORM_MOMENTUM = 0.1
 
@@ -48,8 +50,7 @@ class Plan(NamedTuple):
     kept: np.ndarray  # places of the validation images that the last third of the search sees
     held_out: np.ndarray  # places of the others
     num_epochs: int
-    training: dict[str, Any]  # fields of policy_training.Config: the SGD
-    base: dict[str, Any]  # the same: base augmentation
+    base: dict[str, Any]  # fields of policy_training.Config: base augmentation
     also: dict[str, policies.Policy]  # other policies to judge, by name
 
 
@@ -59,11 +60,9 @@ def plan(settings: Settings, train: sgd.Batch, valid: sgd.Batch) -> Plan:
     Raises:
       ValueError: too few images, or a policy that cannot be judged.
     """
-    count, batch_size = len(train.labels), settings["batch_size"]
-    if batch_size > count:
-        raise ValueError(
-            f"--batch_size={batch_size}: --judge trains on only {count} images, expected {batch_size} or more"
-        )
+    least = _batch_size(devices.mesh(settings["num_devices"]))
+    if len(train.labels) < least:
+        raise ValueError(f"--judge trains on {len(train.labels)} images, expected {least} or more")
     labels = np.asarray(valid.labels)
     try:
         kept, held_out = datasets.stratified_split(labels, len(labels) // 2)
@@ -77,12 +76,6 @@ def plan(settings: Settings, train: sgd.Batch, valid: sgd.Batch) -> Plan:
         kept=kept,
         held_out=held_out,
         num_epochs=settings["judge_epochs"],
-        training={
-            "learning_rate": settings["learning_rate"],
-            "momentum_decay": settings.get("momentum", policy_training.Config.momentum_decay),
-            "weight_decay": settings["weight_decay"],
-            "clip_norm": settings["clip_norm"] or None,
-        },
         base={name: settings[name] for name in _NO_BASE},
         also={name: named_policy.load(name, valid.images.shape[1:3], "judge_also") for name in names},
     )
@@ -131,17 +124,23 @@ def run(task: Task, folder: run_folder.RunFolder, seed: int, found: policies.Pol
     return verdict
 
 
+def _batch_size(mesh):
+    """The smallest from _BATCH_SIZE on that the devices share equally."""
+    count = 1 if mesh is None else mesh.size
+    return -(-_BATCH_SIZE // count) * count
+
+
 def _config(task, name, policy):
     count = len(task.data.train.labels)
     return policy_training.Config(
         apply=functools.partial(task.config.apply, batch_norm_momentum=_BATCH_NORM_MOMENTUM),
         policy=policy,
-        steps_per_epoch=count // task.sizes[0],
+        steps_per_epoch=count // _batch_size(task.mesh),
         num_epochs=task.judge.num_epochs,
         policy_position=task.method.policy_position,
         mean=task.config.mean,
         std=task.config.std,
-        **task.judge.training,
+        **_TRAINING,
         **(_NO_BASE if name == "none" else task.judge.base),
     )
 
@@ -149,7 +148,7 @@ def _config(task, name, policy):
 def _train(task, path, name, policy, seed, test, is_right):
     """Trains a row with all seeds, or goes on with it; keeps only which test images it has right."""
     config = _config(task, name, policy)
-    flags = {"policy": name, "epochs": config.num_epochs, "batch_size": task.sizes[0]}
+    flags = {"policy": name, "epochs": config.num_epochs, "batch_size": _batch_size(task.mesh)}
     folders = {}
     for one in range(_NUM_SEEDS * seed, _NUM_SEEDS * (seed + 1)):
         place = path / f"seed_{one}"
@@ -159,7 +158,7 @@ def _train(task, path, name, policy, seed, test, is_right):
         config=config,
         model=task.model,
         data=train_run.Data(*task.data.train, *devices.replicate(test, task.mesh)),
-        batch_size=task.sizes[0],
+        batch_size=flags["batch_size"],
         eval_batch_size=_TEST_BATCH,
         recipe=flags,
         mesh=task.mesh,

@@ -72,10 +72,11 @@ class Config(CommonConfig):
       share_between_pairs: pairs that have an op in common share gradients.
     """
 
+    learning_rate: float = 0.005
+    policy_learning_rate: float = 0.1
     policy_space: str = "pairs"
     score: str = "cosine"
     num_draws: int = 8
-    policy_learning_rate: float = 0.1
     control_learning_rate: float = 0.01
     share_between_pairs: bool = True
 
