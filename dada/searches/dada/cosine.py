@@ -40,6 +40,8 @@ from .config import Config
 
 # Of the logit of a drawn level about the learned one.
 LEVEL_DEVIATION = 0.7
+# Of the policy's learning rate: at a high level the score hardly changes, and faster ones walk at random.
+LEVEL_RATE = 0.3
 MIXTURE_DECAY = 0.9
 
 

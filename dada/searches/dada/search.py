@@ -56,9 +56,12 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
     def adam(learning_rate):
         return optax.adam(learning_rate, b1=0.5, b2=0.999)
 
+    rate = config.policy_learning_rate
+    level_rate = rate * cosine.LEVEL_RATE if config.score == "cosine" else rate
+    of_policy = policy_space.Parameters(op="choice", application="choice", level="level")
     return optax.partition(
-        {"policy": adam(config.policy_learning_rate), "control": adam(config.control_learning_rate)},
-        ("policy", "control"),
+        {"choice": adam(rate), "level": adam(level_rate), "control": adam(config.control_learning_rate)},
+        (of_policy, "control"),
     )
 
 
