@@ -29,7 +29,7 @@ from experiments.runs import compiled_loop, devices, run_folder, train_run
 SMALL = {"model": "wrn_10_1", "batch_size": 16, "crop_padding": 1, "cutout_length": 2}
 TRAIN = {**SMALL, "policy": "dada_cifar10", "epochs": 2, "eval_batch_size": 5, "learning_rate": 0.01}
 SEARCH = {**SMALL, "epochs": 2, "max_steps": 2, "search_space": "strength"}
-DADA = {**SEARCH, "num_draws": 2}
+DADA = {**SEARCH, "batch_size": 64}
 DDAS = {**SEARCH, "method": "ddas", "valid_batch_size": 16, "num_policies": 2, "magnitudes": ["0.5", "1"]}
 DEEPAA = {
     **SMALL,

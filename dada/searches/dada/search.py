@@ -54,7 +54,8 @@ class SearchState(NamedTuple):
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
     def adam(learning_rate):
-        return optax.adam(learning_rate, b1=0.5, b2=0.999)
+        # What was not drawn has a gradient of rounding, about 1e-9, of which Adam must not make whole steps.
+        return optax.adam(learning_rate, b1=0.5, b2=0.999, eps=1e-6)
 
     rate = config.policy_learning_rate
     level_rate = rate * cosine.LEVEL_RATE if config.score == "cosine" else rate
