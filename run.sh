@@ -4,7 +4,7 @@
 # ./run.sh train FLAGS    trains a network with a policy: --flagfile=experiments/flags/train_quick.flags
 # ./run.sh tables FOLDER  tables beside the papers' values; table_run FOLDER runs what they lack
 # ./run.sh success_table FOLDER  runs planted searches, and draws the table of what they find
-# ./run.sh verify         prints the evidence that the parts do what they say (two minutes)
+# ./run.sh verify         prints the evidence that the parts do what they say (some minutes)
 # ./run.sh benchmark      what it costs, beside Pillow, vmap(lax.switch) and plain training steps
 # ./run.sh test           the tests
 # ./run.sh lint           ruff: rules and layout

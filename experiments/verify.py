@@ -2,11 +2,12 @@
 
     python -m experiments.verify [--seed=0]
 
-Four tables, each line with its verdict, in one to two minutes on two CPU cores:
+Five tables, each line with its verdict, in a few minutes on two CPU cores:
     ops            the pixels of every op against Pillow's; values found again by descent
     hypergradient  exact and finite-difference, against closed forms and differenced losses
     estimators     bias and variance of policy gradients against the enumeration of every draw
     official       RELAX as the released DADA code uses it is REINFORCE
+    score          forms of DADA's score, by how often a planted op scores highest
 It reads the embedded images and writes nothing.
 """
 
@@ -19,7 +20,7 @@ import PIL
 from absl import flags
 
 from experiments.data import datasets
-from experiments.measure import verify_estimators, verify_hypergradient, verify_ops
+from experiments.measure import verify_estimators, verify_hypergradient, verify_ops, verify_score
 from experiments.runs import command_line, run_folder
 
 
@@ -34,6 +35,10 @@ class Part(NamedTuple):
 
 def _op_lines(seed: int) -> Iterator[verify_ops.OpLine]:
     return verify_ops.op_lines(seed, datasets.load("embedded").train_images)
+
+
+def _score_lines(seed: int) -> Iterator[verify_score.ScoreLine]:
+    return verify_score.score_lines(seed, datasets.load("embedded"))
 
 
 PARTS = (
@@ -73,6 +78,18 @@ The released code takes RELAX at two losses and subtracts. Largest difference fr
 same draws, over the largest entry of REINFORCE; 15 ops, a Q network with weights far from zero, float64.""",
         verify_estimators.OfficialLine,
         verify_estimators.official_relax_lines,
+    ),
+    Part(
+        "Score",
+        f"""\
+WRN-10-1 after some steps of a search whose policy stays uniform. {len(verify_score.OPS)} ops are planted
+one at a time on {verify_score.NUM_VALID} batches of {verify_score.VALID} validation images: gradient v.
+Each op acts on {verify_score.NUM_GROUPS} groups of {verify_score.GROUP} training images: gradient g.
+w: v without its part along a mean gradient m. First: planted ops with the highest mean score. Distance: to
+the mean of the other ops, in standard deviations of one score; the median. A form that has more planted
+ops first than the default fails.""",
+        verify_score.ScoreLine,
+        _score_lines,
     ),
 )
 

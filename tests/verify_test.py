@@ -1,14 +1,19 @@
 """Verify: its parts pass as the library stands, and a line fails where something is broken."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import small_runs
 
 from dada.gradients import bilevel, estimators
+from dada.searches import dada
 from experiments import verify
-from experiments.measure import verify_estimators, verify_hypergradient
+from experiments.data import datasets
+from experiments.measure import verify_estimators, verify_hypergradient, verify_score
 from experiments.runs import command_line
 
 
@@ -41,6 +46,40 @@ def test_official_relax_passes_and_fails_without_a_control_variate(monkeypatch):
         verify_estimators, "_trained_control", lambda *args: jax.tree.map(jnp.zeros_like, trained(*args))
     )
     assert [line.passed for line in verify_estimators.official_relax_lines(0, 8)] == [True, False]
+
+
+def _first_in_a_linear_problem(shares, lengths):
+    """By form, which of four ops score highest when they are planted: g = length (own + share * common)."""
+    own, common = np.eye(5)[:4], np.eye(5)[4]
+    gradients = lengths[:, None] * (own + shares[:, None] * common)
+    noise = 0.01 * np.random.default_rng(0).normal(size=(3, *gradients.shape))
+    groups = [verify_score.scores(own + common, *(gradients + noisy,) * 2) for noisy in noise]
+    return {
+        form: (verify_score.ranks_and_distances(np.stack([one[form] for one in groups]))[0] == 1).tolist()
+        for form in groups[0]
+    }
+
+
+def test_the_planted_op_is_first_by_the_right_score():
+    found, longest = [True] * 4, [False] * 3 + [True]
+    first = _first_in_a_linear_problem(shares=np.ones(4), lengths=np.array([1.0, 2.0, 3.0, 9.0]))
+    assert first[verify_score.SAME] == first[verify_score.OWN] == longest
+    assert first[verify_score.DEFAULT] == found
+
+
+def test_scores_are_compared_and_a_broken_default_fails(monkeypatch, tmp_path):
+    small_runs.write_data_set(tmp_path / "data.npz", 200, 10)
+    dataset = datasets.load(str(tmp_path / "data.npz"))
+    true_cosine = bilevel.cosine
+    monkeypatch.setattr(bilevel, "cosine", lambda *vectors: -true_cosine(*vectors))
+    # Fewer passes compile sooner.
+    monkeypatch.setattr(dada, "Config", functools.partial(dada.Config, num_draws=2))
+    lines = list(verify_score.score_lines(0, dataset, ("Invert", "FlipUD"), (1,), 2))
+    assert [line.score for line in lines][::3] == [verify_score.MIXED, verify_score.DEFAULT]
+    assert [line.steps for line in lines] == [1] * 4
+    assert all(np.isfinite(line.distance) and 1 <= line.mean_rank <= 2 for line in lines)
+    verdicts = {line.score: line.passed for line in lines}
+    assert verdicts[verify_score.DEFAULT] and not verdicts[verify_score.SAME]
 
 
 class Line(NamedTuple):
