@@ -85,9 +85,8 @@ same draws, over the largest entry of REINFORCE; 15 ops, a Q network with weight
 WRN-10-1 after some steps of a search whose policy stays uniform. {len(verify_score.OPS)} ops are planted
 one at a time on {verify_score.NUM_VALID} batches of {verify_score.VALID} validation images: gradient v.
 Each op acts on {verify_score.NUM_GROUPS} groups of {verify_score.GROUP} training images: gradient g.
-w: v without its part along a mean gradient m. First: planted ops with the highest mean score. Distance: to
-the mean of the other ops, in standard deviations of one score; the median. A form that has more planted
-ops first than the default fails.""",
+First: planted ops with the highest mean score. Distance: to the mean of the other ops, in standard deviations
+of one score; the median. A form that has more planted ops first than the cosine fails.""",
         verify_score.ScoreLine,
         _score_lines,
     ),

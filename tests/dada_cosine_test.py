@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import quick_jit
 from bright_squares import batch
-from dada_problem import DIRECTED, apply, config, jitted_gradients, spread, start
+from dada_problem import DIRECTED, apply, config, jitted_gradients, jitted_step, spread, start
 from jax.flatten_util import ravel_pytree
 
 from dada import augment, ops
@@ -30,9 +30,9 @@ def mean_gradient(params, images, labels):
 def problem():
     """A state away from the start, its batches and what its step draws."""
     state, train, valid = spread(start(SETTINGS), SETTINGS), batch(0), batch(1)
-    flat, unflatten = ravel_pytree(state.train.params)
-    momentum = unflatten(0.1 * jax.random.normal(jax.random.key(8), flat.shape))
-    state = state._replace(train=state.train._replace(momentum=momentum))
+    size, unflatten = ravel_pytree(state.train.params)
+    momentum, mixture = (unflatten(0.1 * jax.random.normal(jax.random.key(k), size.shape)) for k in (8, 9))
+    state = state._replace(train=state.train._replace(momentum=momentum), mixture=mixture)
     draw = functools.partial(cosine.sample, config=SETTINGS, count=train.labels.shape[0])
     return state, train, valid, draw(jax.random.fold_in(state.key, state.train.step), policy=state.policy)
 
@@ -60,7 +60,7 @@ def test_all_images_meet_every_draw():
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_costs_are_cosines_to_the_validation_gradient():
+def test_costs_are_cosines_to_what_the_mixture_leaves_of_the_validation_gradient():
     state, train, valid, drawn = problem()
     inputs = cosine.network_inputs(SETTINGS, state.policy, drawn, train.images)
     (found, _), after, _ = jitted_gradients(SETTINGS, state, train, valid)
@@ -74,7 +74,12 @@ def test_costs_are_cosines_to_the_validation_gradient():
 
     images = augment.normalize(valid.images, SETTINGS.mean, SETTINGS.std)
     v = np.array(mean_gradient(after.params, images, valid.labels))
-    costs = -(of_draws @ v) / np.linalg.norm(v) / np.linalg.norm(of_draws, axis=1)
+    mixture = np.array(ravel_pytree(state.mixture)[0])
+    w = v - (v @ mixture) / (mixture @ mixture) * mixture
+    costs = -(of_draws @ w) / np.linalg.norm(w) / np.linalg.norm(of_draws, axis=1)
+    following = cosine.MIXTURE_DECAY * mixture + (1 - cosine.MIXTURE_DECAY) * mean
+    stepped, _ = jitted_step(SETTINGS, state, train, valid)
+    np.testing.assert_allclose(ravel_pytree(stepped.mixture)[0], following, atol=1e-6)
     baseline = (costs.sum() - costs) / 2
 
     def surrogate(policy):

@@ -64,7 +64,7 @@ def test_the_planted_op_is_first_by_the_right_score():
     found, longest = [True] * 4, [False] * 3 + [True]
     first = _first_in_a_linear_problem(shares=np.ones(4), lengths=np.array([1.0, 2.0, 3.0, 9.0]))
     assert first[verify_score.SAME] == first[verify_score.OWN] == longest
-    assert first[verify_score.DEFAULT] == found
+    assert first[verify_score.COSINE] == found
 
 
 def test_scores_are_compared_and_a_broken_default_fails(monkeypatch, tmp_path):
@@ -75,11 +75,11 @@ def test_scores_are_compared_and_a_broken_default_fails(monkeypatch, tmp_path):
     # Fewer passes compile sooner.
     monkeypatch.setattr(dada, "Config", functools.partial(dada.Config, num_draws=2))
     lines = list(verify_score.score_lines(0, dataset, ("Invert", "FlipUD"), (1,), 2))
-    assert [line.score for line in lines][::3] == [verify_score.MIXED, verify_score.DEFAULT]
+    assert [line.score for line in lines][::3] == [verify_score.MIXED, verify_score.COSINE]
     assert [line.steps for line in lines] == [1] * 4
     assert all(np.isfinite(line.distance) and 1 <= line.mean_rank <= 2 for line in lines)
     verdicts = {line.score: line.passed for line in lines}
-    assert verdicts[verify_score.DEFAULT] and not verdicts[verify_score.SAME]
+    assert verdicts[verify_score.COSINE] and not verdicts[verify_score.SAME]
 
 
 class Line(NamedTuple):

@@ -1,4 +1,4 @@
-"""Evidence for DADA's default score: forms of it, by how well they tell a planted op from the others.
+"""Evidence for DADA's cosine: forms of the score, by how well they tell a planted op from the others.
 
 Symbols as in `dada.searches.dada.cosine`. An op is planted on validation images, whose gradient is v, and
 every op in turn is applied to training images, whose gradient is g. The planted op should score highest.
@@ -31,7 +31,7 @@ NUM_GROUPS, GROUP = 6, 16  # of training images under an op
 NUM_VALID, VALID = 3, 128  # batches of validation images; a batch serves every third group
 _LEARNING_RATE = 0.05
 MIXED = "< v, g >, batches of all ops (the paper)"
-OWN, SAME, DEFAULT = "< v, g >, an op's own images", "< v, g >, same images", "cos(v, g), same images"
+OWN, SAME, COSINE = "< v, g >, an op's own images", "< v, g >, same images", "cos(v, g), same images"
 
 
 class ScoreLine(NamedTuple):
@@ -64,7 +64,7 @@ def scores(valid: jax.Array, own: jax.Array, same: jax.Array) -> dict[str, jax.A
       [planted ops, ops] by form.
     """
     cosines = jax.vmap(jax.vmap(bilevel.cosine, (None, 0)), (0, None))
-    return {OWN: valid @ own.T, SAME: valid @ same.T, DEFAULT: cosines(valid, same)}
+    return {OWN: valid @ own.T, SAME: valid @ same.T, COSINE: cosines(valid, same)}
 
 
 def ranks_and_distances(of_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +188,7 @@ def score_lines(
         each op and once more.
 
     Yields:
-      A line per number of steps and form. It passes if the default form has no fewer planted ops first.
+      A line per number of steps and form. It passes if the cosine has no fewer planted ops first.
     """
     train, valid = datasets.search_parts(dataset)
     rng = np.random.default_rng(seed)
@@ -223,5 +223,5 @@ def score_lines(
                 first=f"{first[form]} of {len(names)}",
                 mean_rank=float(ranks.mean()),
                 distance=float(np.median(distances)),
-                passed=first[form] <= first[DEFAULT],
+                passed=first[form] <= first[COSINE],
             )

@@ -6,7 +6,8 @@ own, with batch statistics of its own:
     g_d    = grad of the mean training loss under draw d          d = 1 .. D
     theta' = step(theta, mean_d g_d)                              the real next iterate
     v      = grad of the loss of a fresh validation batch at theta'
-    cost of draw d = -cos(v, g_d)
+    w      = v - (< v, m > / |m|^2) m     m the average of mean_d g_d over the steps before
+    cost of draw d = -cos(w, g_d)
 
 Choices, application bits and levels follow REINFORCE, its baseline the mean cost of the other draws.
 
@@ -14,6 +15,9 @@ Where this leaves the paper, eq. 9-10, whose cost is -< v, g >, and why ("The sc
 - The cosine: < v, g > pays a sub-policy for a long gradient, whatever its direction.
 - The same images: which images an op meets changes g more than which op it is.
 - Statistics of its own: a dark image among bright ones is another thing to batch norm than among dark ones.
+- w in place of v: what the policy as a whole teaches already earns nothing. It is DeepAA's direction, the
+  derivative of a cosine (`bilevel.tangent`), with m from other images, which the scored ones do not bias. It
+  leaves a wrong op that came first by chance: without it, a planted TranslateX ended as TranslateY.
 - Levels are drawn, logistic-normal about the learned one, so that an op is met at all strengths.
 - REINFORCE in place of RELAX: with eight draws in a step, its control variate adds more noise than it takes.
 """
@@ -39,6 +43,7 @@ from .config import Config
 LEVEL_DEVIATION = 0.7
 # Of the policy's learning rate: at a high level the score hardly changes, and faster ones walk at random.
 LEVEL_RATE = 0.3
+MIXTURE_DECAY = 0.9
 
 
 class Sample(NamedTuple):
@@ -149,10 +154,14 @@ def gradients(
         clean_losses(apply_valid, config, valid_batch), params, axis_name
     )
 
-    costs = -jnp.stack([bilevel.cosine(valid_gradient, gradient) for gradient, _, _ in passes])
+    direction = bilevel.orthogonal_part(valid_gradient, state.mixture)  # w
+    costs = -jnp.stack([bilevel.cosine(direction, gradient) for gradient, _, _ in passes])
     policy_gradient = estimators.reinforce(
         log_probability, policy, (drawn.draws, drawn.levels), estimators.leave_one_out(costs)
     )
     numbers = metrics((train_loss, train_accuracy), valid, axis_name, learning_rate=rate)
     train = sgd.TrainState(train.step + 1, params, stats, momentum)
-    return (policy_gradient, ()), state._replace(train=train), numbers
+    mixture = jax.tree.map(
+        lambda old, new: MIXTURE_DECAY * old + (1.0 - MIXTURE_DECAY) * new, state.mixture, mean
+    )
+    return (policy_gradient, ()), state._replace(train=train, mixture=mixture), numbers

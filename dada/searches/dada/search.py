@@ -18,6 +18,7 @@ Deviations from the released code, which `dada_official` repeats with its defect
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ... import checks, policies
@@ -37,6 +38,7 @@ class SearchState(NamedTuple):
     Attributes:
       key: base random key; step t uses fold_in(key, t).
       train: the network, its momentum, and the step count.
+      mixture: of the score "cosine", the average of the training gradient; else ().
       policy: `policy_space.Parameters`.
       control: of the score "exact", parameters of RELAX's control variate; else ().
       optimizer: Adam's state for (policy, control).
@@ -44,6 +46,7 @@ class SearchState(NamedTuple):
 
     key: jax.Array
     train: sgd.TrainState
+    mixture: Any
     policy: policy_space.Parameters
     control: Any
     optimizer: Any
@@ -67,12 +70,12 @@ def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> Searc
     """The state before the first step: uniform choices, application probabilities and levels one half."""
     key, control_key = jax.random.split(key)
     parameters = policy_space.init(config.policy_space, len(config.space.rows))
-    control = ()
+    mixture, control = jax.tree.map(jnp.zeros_like, params), ()
     if config.score == "exact":
         size = parameters.op.size + parameters.application.size
-        control = estimators.init_control_variate(control_key, size)
+        mixture, control = (), estimators.init_control_variate(control_key, size)
     optimizer = _optimizer(config).init((parameters, control))
-    return SearchState(key, sgd.init(params, batch_stats), parameters, control, optimizer)
+    return SearchState(key, sgd.init(params, batch_stats), mixture, parameters, control, optimizer)
 
 
 def step(
