@@ -135,7 +135,8 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     space = ops.search_space(settings["search_space"], tuple(settings["extra_ops"]))
     train, valid = method.split(dataset, settings)
     valid = datasets.stratified_part(valid, settings["num_valid"])
-    judged = judge.plan(settings, train, valid) if settings["judge"] else None
+    mesh = devices.mesh(settings["num_devices"])
+    judged = judge.plan(settings, mesh, train, valid) if settings["judge"] else None
     limits = {
         "batch_size": search_loop.largest_batch(train),
         "valid_batch_size": _largest_valid_batch(method, valid, judged),
@@ -151,7 +152,6 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     for flag, (most, got) in limits.items():
         if sizes[flag] > most:
             raise ValueError(f"--{flag}={settings[flag]}: {got}, expected {sizes[flag]} or more")
-    mesh = devices.mesh(settings["num_devices"])
     for flag in method.divided:
         devices.check_batch(flag, sizes.get(flag, settings[flag]), mesh)
     size = dataset.train_images.shape[1:3]

@@ -252,9 +252,9 @@ def test_too_few_validation_images_are_refused():
     with pytest.raises(
         ValueError, match=r"--judge tests on half of the validation images: .*two or more of each"
     ):
-        judge.plan({"num_devices": 1}, jax.tree.map(lambda leaf: np.repeat(leaf, 9, 0), valid), valid)
+        judge.plan({}, None, jax.tree.map(lambda leaf: np.repeat(leaf, 9, 0), valid), valid)
     with pytest.raises(ValueError, match="--judge trains on 5 images, expected 32 or more"):
-        judge.plan({"num_devices": 1}, valid, valid)
+        judge.plan({}, None, valid, valid)
 
 
 @pytest.mark.parametrize("changes", [{}, DEEPAA], ids=["dada", "deepaa"])

@@ -119,8 +119,13 @@ def cosine(first: PyTree, second: PyTree) -> jax.Array:
       first, second: a and b, pytrees of one structure.
     """
     product = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, first, second)))
+    return _over_norms(first, second) * product
+
+
+def _over_norms(first, second):
+    """1 / (|a| |b|), 0 where a or b is zero."""
     norms = global_norm(first) * global_norm(second)
-    return jnp.where(norms > 0, product / jnp.where(norms > 0, norms, 1.0), 0.0)
+    return jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
 
 
 def tangent(train_gradient: PyTree, valid_gradient: PyTree) -> tuple[PyTree, jax.Array]:
@@ -137,11 +142,9 @@ def tangent(train_gradient: PyTree, valid_gradient: PyTree) -> tuple[PyTree, jax
 
     Reference: Zheng et al. 2022, section 3.
     """
-    product = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, train_gradient, valid_gradient)))
-    norms = global_norm(train_gradient) * global_norm(valid_gradient)
-    scale = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
+    scale = _over_norms(train_gradient, valid_gradient)
     orthogonal = orthogonal_part(valid_gradient, train_gradient)
-    return jax.tree.map(lambda leaf: scale * leaf, orthogonal), scale * product
+    return jax.tree.map(lambda leaf: scale * leaf, orthogonal), cosine(train_gradient, valid_gradient)
 
 
 def alignment(per_example_loss: Callable[[PyTree], PyTree], params: PyTree, direction: PyTree) -> PyTree:

@@ -34,20 +34,23 @@ def training_losses(
 
 
 def clean_losses(
-    apply: Callable[[Any, jax.Array], jax.Array], config: Any, batch: sgd.Batch
+    key: jax.Array | None, config: Any, batch_stats: Any, batch: sgd.Batch, axis_name: str | None = None
 ) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
     """Cross-entropy of a batch that no policy has touched: params -> ([B] losses, accuracy []).
 
     Args:
-      apply: (params, normalised images) -> logits [B, C].
-      config: has `mean` and `std`, per channel, of images in [0, 1].
+      key: of networks that draw noise.
+      config: has `apply`, as in `training_losses`, and `mean` and `std`, per channel, of images in [0, 1].
+      batch_stats: running statistics; the batch has its own.
       batch: images uint8 [B, H, W, 3] and labels; this device's part.
+      axis_name: mapped axis over which the batch is divided.
     """
     images = augment.normalize(batch.images, config.mean, config.std)
+    of_batch = training_losses(config.apply, batch_stats, batch.labels, axis_name)
 
     def losses(params):
-        logits = apply(params, images)
-        return sgd.cross_entropy(logits, batch.labels), sgd.accuracy(logits, batch.labels)
+        values, (_, accuracy) = of_batch(params, images, key)
+        return values, accuracy
 
     return losses
 

@@ -54,13 +54,13 @@ class Plan(NamedTuple):
     also: dict[str, policies.Policy]  # other policies to judge, by name
 
 
-def plan(settings: Settings, train: sgd.Batch, valid: sgd.Batch) -> Plan:
-    """Reads resolved flags; `train` and `valid` are the images of the search, from `Method.split`.
+def plan(settings: Settings, mesh: jax.sharding.Mesh | None, train: sgd.Batch, valid: sgd.Batch) -> Plan:
+    """Reads resolved flags; `train` and `valid` are the images of the search, `mesh` as in `Task`.
 
     Raises:
       ValueError: too few images, or a policy that cannot be judged.
     """
-    least = _batch_size(devices.mesh(settings["num_devices"]))
+    least = _batch_size(mesh)
     if len(train.labels) < least:
         raise ValueError(f"--judge trains on {len(train.labels)} images, expected {least} or more")
     labels = np.asarray(valid.labels)

@@ -147,11 +147,8 @@ def gradients(
     params, momentum = inner_step(config, train, rate)(mean)  # theta'
 
     # v, at images that no policy has touched.
-    def apply_valid(params, images):
-        return config.apply(params, stats, images, True, drawn.network_key, axis_name=axis_name)[0]
-
     valid_gradient, *valid = bilevel.loss_gradient(
-        clean_losses(apply_valid, config, valid_batch), params, axis_name
+        clean_losses(drawn.network_key, config, stats, valid_batch, axis_name), params, axis_name
     )
 
     direction = bilevel.orthogonal_part(valid_gradient, state.mixture)  # w

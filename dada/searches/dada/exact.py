@@ -78,11 +78,8 @@ def gradients(
     params, momentum, pull_back = bilevel.look_ahead(inner_step(config, train, rate), gradient)
 
     # v, at images that no policy has touched.
-    def apply_valid(params, images):
-        return config.apply(params, stats, images, True, sample.network_key, axis_name=axis_name)[0]
-
     valid_gradient, *valid = bilevel.loss_gradient(
-        clean_losses(apply_valid, config, valid_batch), params, axis_name
+        clean_losses(sample.network_key, config, stats, valid_batch, axis_name), params, axis_name
     )
 
     # The cost of a draw is < u, grad l_i >, which is -s_i: u points along -v.

@@ -124,11 +124,8 @@ def gradients(
     params, momentum = inner_step(config, train, rate)(gradient)
     unrolled, _ = inner_step(config, train, rate, clip_norm=None)(gradient)
 
-    def apply_valid(params, images):
-        return config.apply(params, stats, images, True, sample.network_key, axis_name=axis_name)[0]
-
     valid_gradient, *valid = bilevel.loss_gradient(
-        clean_losses(apply_valid, config, valid_batch), unrolled, axis_name
+        clean_losses(sample.network_key, config, stats, valid_batch, axis_name), unrolled, axis_name
     )
     is_exact = config.hypergradient == "exact"
     alignment = bilevel.alignment if is_exact else bilevel.alignment_finite_difference

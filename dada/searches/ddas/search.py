@@ -128,11 +128,8 @@ def gradients(
     update = inner_step(config, train, rate, nesterov=config.nesterov)  # eq. (6)
     params, momentum, pull_back = bilevel.look_ahead(update, gradient)
 
-    def apply_valid(params, images):
-        return config.apply(params, train.batch_stats, images, True, network_keys[0], axis_name=axis_name)[0]
-
     valid_gradient, *valid = bilevel.loss_gradient(
-        clean_losses(apply_valid, config, valid_batch), params, axis_name
+        clean_losses(network_keys[0], config, train.batch_stats, valid_batch, axis_name), params, axis_name
     )
 
     # g_val itself for plain SGD. Its length cancels in Z_g; at unit length c neither over- nor underflows.
