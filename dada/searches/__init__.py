@@ -12,8 +12,8 @@ batches are divided. Batches hold images uint8 [B, H, W, 3] and labels int32 [B]
 augmented yet, the validation batch stays as it is. Every random number belongs to the step or to one image
 of the whole batch, so the division changes nothing but rounding. Metrics are scalars, and `op_mass` [number
 of ops]. Wrong shapes or dtypes raise AssertionError. `extract_policy` wants a concrete state; `metadata` are
-fields of the artefact such as `seed`, `data_set` and `source`. It raises ValueError if the rows of `config.space` are not
-those of the search space of its name.
+fields of the artefact such as `seed`, `data_set` and `source`. It raises ValueError if the rows
+of `config.space` are not those of the search space of its name.
 
 `losses` holds what the methods have in common besides `dada.gradients`. Copy the whole package.
 """
