@@ -163,7 +163,6 @@ def test_official_preset_and_max_steps(files, monkeypatch):
             {"preset": "official", "policy_space": "slots"},
             "--policy_space=slots has no effect with --preset=official",
         ),
-        ({"preset": "official", "control_learning_rate": 0.1}, "--control_learning_rate=0.1 has no effect"),
         ({"preset": "official", "score": "exact"}, "--score=exact has no effect with --preset=official"),
         ({"preset": "official", "estimator": "straight_through"}, "expected one of relax, reinforce, gumbel"),
         ({"policy_space": "slots", "top_k": 10}, "--top_k=10 has no effect with --policy_space=slots"),

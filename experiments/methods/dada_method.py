@@ -32,7 +32,6 @@ def define(values: flags.FlagValues) -> None:
     about = "Directional derivatives by JVP or by differences."
     add.enum("hypergradient", None, ("exact", "finite_difference"), about)
     add.integer("top_k", 25, "Sub-policies that the policy keeps.", lower_bound=1)
-    add.float("control_learning_rate", None, "Adam, of RELAX's control variate.", lower_bound=0.0)
     add.bool("share_between_pairs", True, "Pairs that have an op in common share gradients.")
     add.float("temperature", None, "Of relaxed samples, at the start.", lower_bound=1e-3)
     add.float("final_temperature", None, "Of relaxed samples, at the end.", lower_bound=1e-3)
@@ -41,17 +40,16 @@ def define(values: flags.FlagValues) -> None:
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
     if settings["preset"] == "official":
-        names = ("policy_space", "score", "num_draws", "control_learning_rate", "share_between_pairs")
+        names = ("policy_space", "score", "num_draws", "share_between_pairs")
         return dict.fromkeys(names, "--preset=official")
-    estimator = f"--estimator={settings['estimator']}"
-    names = {} if estimator == "--estimator=relax" else {"control_learning_rate": estimator}
-    if estimator == "--estimator=reinforce":
-        names |= dict.fromkeys(("temperature", "final_temperature"), estimator)
+    names = {}
+    if settings["estimator"] == "reinforce":
+        names |= dict.fromkeys(("temperature", "final_temperature"), "--estimator=reinforce")
     if settings["policy_space"] == "slots":
         names |= dict.fromkeys(("share_between_pairs", "top_k"), "--policy_space=slots")
     if settings["score"] == "exact":
         return names | {"num_draws": "--score=exact"}
-    exact = ("estimator", "hypergradient", "control_learning_rate", "temperature", "final_temperature")
+    exact = ("estimator", "hypergradient", "temperature", "final_temperature")
     return names | dict.fromkeys(exact, "--score=cosine")
 
 
@@ -63,7 +61,7 @@ def defaults(settings: Settings) -> dict[str, Any]:
     if settings["score"] == "exact":
         fields |= defaults_of(dada_config.CommonConfig)  # the paper's
     temperature = 1.0 if is_mixture else fields["temperature"][0]
-    names = ("learning_rate", "hypergradient", "policy_learning_rate", "control_learning_rate")
+    names = ("learning_rate", "hypergradient", "policy_learning_rate")
     return {
         "search_space": "dada" if is_official else "directed",
         "valid_batch_size": settings["batch_size"],

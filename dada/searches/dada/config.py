@@ -66,9 +66,8 @@ class Config(CommonConfig):
     Attributes: those of `CommonConfig`, and
       policy_space: "pairs" or "slots", see `space`.
       score: of a draw: "cosine", or "exact", the gradient of the paper, see the modules of these names. Only
-        "exact" reads `estimator`, `hypergradient`, `temperature` and `control_learning_rate`.
+        "exact" reads `estimator`, `hypergradient` and `temperature`.
       num_draws: sub-policies of a step, each on all training images; of the score "cosine" only.
-      control_learning_rate: Adam of RELAX's control variate.
       share_between_pairs: pairs that have an op in common share gradients.
     """
 
@@ -77,7 +76,6 @@ class Config(CommonConfig):
     policy_space: str = "pairs"
     score: str = "cosine"
     num_draws: int = 8
-    control_learning_rate: float = 0.01
     share_between_pairs: bool = True
 
     def __post_init__(self):

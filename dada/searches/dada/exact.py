@@ -38,6 +38,9 @@ from . import input as search_input
 from . import space as policy_space
 from .config import MIXTURES, Config
 
+# Adam, of RELAX's control variate.
+CONTROL_LEARNING_RATE = 0.01
+
 
 def gradients(
     config: Config, state: Any, train_batch: Batch, valid_batch: Batch, axis_name: str | None = None

@@ -61,7 +61,7 @@ def _optimizer(config: Config) -> optax.GradientTransformation:
     level_rate = rate * cosine.LEVEL_RATE if config.score == "cosine" else rate
     of_policy = policy_space.Parameters(op="choice", application="choice", level="level")
     return optax.partition(
-        {"choice": adam(rate), "level": adam(level_rate), "control": adam(config.control_learning_rate)},
+        {"choice": adam(rate), "level": adam(level_rate), "control": adam(exact.CONTROL_LEARNING_RATE)},
         (of_policy, "control"),
     )
 
