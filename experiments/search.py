@@ -49,8 +49,9 @@ def define(values: flags.FlagValues) -> None:
     add.list("extra_ops", [], "Ops without magnitude to add to the search space.")
     about = "Images to validate with: a folder <class>/, or an .npz. Default: a part of the training images."
     add.string("valid_dataset", None, about)
-    about = "Search with only so many validation images, for all seeds the same. Default: all."
-    add.integer("num_valid", None, about, lower_bound=1)
+    about = "Search with only so many %s images, for all seeds the same. Default: all."
+    add.integer("num_train", None, about % "training", lower_bound=1)
+    add.integer("num_valid", None, about % "validation", lower_bound=1)
     about = "Validation images per step; of deepaa, for each data point. Default: all, if there are few."
     add.integer("valid_batch_size", None, about, lower_bound=1)
     add.float("policy_learning_rate", None, "Adam, of the policy.", lower_bound=0.0)
@@ -134,7 +135,8 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     method = METHODS[settings["method"]].METHODS[settings["preset"]]
     space = ops.search_space(settings["search_space"], tuple(settings["extra_ops"]))
     train, valid = method.split(dataset, settings)
-    valid = datasets.stratified_part(valid, settings["num_valid"])
+    train = datasets.stratified_part(train, settings["num_train"], "num_train")
+    valid = datasets.stratified_part(valid, settings["num_valid"], "num_valid")
     mesh = devices.mesh(settings["num_devices"])
     judged = judge.plan(settings, mesh, train, valid) if settings["judge"] else None
     limits = {

@@ -157,7 +157,8 @@ def test_official_preset_and_max_steps(files, monkeypatch):
         ({"planted_op": "FlipUD"}, "--extra_ops=FlipUD adds it"),
         ({"planted_op": "Rotate90,Rotate:0"}, "got 'Rotate:0', expected a finite value that changes"),
         ({"planted_op": "Rotate90,"}, "--planted_op: got '', expected one of"),
-        ({"num_valid": 41}, "--num_valid=41: the search has only 40 validation images"),
+        ({"num_valid": 41}, "--num_valid=41: the search has only 40 such images"),
+        ({"num_train": 41}, "--num_train=41: the search has only 40 such images"),
         ({"batch_size": 4000}, "has only 40"),
         (
             {"preset": "official", "policy_space": "slots"},

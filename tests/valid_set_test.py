@@ -138,12 +138,15 @@ def test_all_training_images_are_searched_on(files, method, preset):
 
 
 @pytest.mark.parametrize("valid", [None, "dark.npz"])
-def test_some_of_the_validation_images(files, valid):
+def test_some_of_the_images(files, valid):
     dataset = load(files, valid=valid)
     (_, whole), (_, some), (_, fewer) = (
         task(dataset, valid_batch_size=2, num_valid=count) for count in (None, 6, 3)
     )
     jax.tree.map(np.testing.assert_array_equal, whole.train, fewer.train)
+    _, trained = task(dataset, valid_batch_size=2, batch_size=4, num_draws=2, num_train=8)
+    jax.tree.map(np.testing.assert_array_equal, whole.valid, trained.valid)
+    assert np.bincount(trained.train.labels).tolist() == [2, 2, 2, 2]
     pixels = [part.valid.images.reshape(len(part.valid.labels), -1).tolist() for part in (whole, some, fewer)]
     places = [[pixels[0].index(image) for image in part] for part in pixels]
     assert list(map(len, places[1:])) == [6, 3] and places[1] == sorted(places[1])

@@ -237,19 +237,19 @@ def search_parts(dataset: Dataset) -> tuple[sgd.Batch, sgd.Batch]:
     return train, sgd.Batch(dataset.valid_images[order], dataset.valid_labels[order])
 
 
-def stratified_part(images: sgd.Batch, count: int | None) -> sgd.Batch:
+def stratified_part(images: sgd.Batch, count: int | None, flag: str) -> sgd.Batch:
     """`count` of the images, each class in proportion, in their order; None is all.
 
     A larger part includes a smaller one.
 
     Raises:
-      ValueError: there are fewer.
+      ValueError: there are fewer than `flag` asks for.
     """
     labels = images.labels
     if count is None:
         return images
     if count > len(labels):
-        raise ValueError(f"--num_valid={count}: the search has only {len(labels)} validation images")
+        raise ValueError(f"--{flag}={count}: the search has only {len(labels)} such images")
     share = np.empty(len(labels))  # of its class that comes before an image
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

@@ -92,7 +92,7 @@ def _class_name(dataset, label):
 
 def _sample_images(dataset, planted, planted_valid_images, num_valid=None):
     train, valid = datasets.search_parts(dataset)
-    valid = datasets.stratified_part(valid, num_valid)
+    valid = datasets.stratified_part(valid, num_valid, "num_valid")
     # Spread over all classes if there are many.
     classes = np.linspace(0, dataset.num_classes - 1, min(_CLASSES_SHOWN, dataset.num_classes)).astype(int)
 
