@@ -61,7 +61,7 @@ def command(folder, *arguments):
     success_table.main(*command_line.parse(success_table.define, [*arguments, str(folder)]))
 
 
-def write_run(path, line, *, rank=1, level_found=0.5, step=7):
+def write_run(path, line, *, rank=1, level_found=0.5, step=7, recommended=None):
     """What a search of a command line leaves; the planted op has a mass of 0.9, or of 0.05 below rank 1."""
     settings = search.resolve(line)
     ((name, value),) = planting.parse(settings["planted_op"])
@@ -82,6 +82,8 @@ def write_run(path, line, *, rank=1, level_found=0.5, step=7):
             }
         ],
     }
+    if recommended:
+        summary["verdict"] = {"recommended": recommended}
     (path / "summary.json").write_text(json.dumps(summary))
 
 
@@ -107,23 +109,23 @@ def test_cells_by_hand(folder, tmp_path):
         ("dada", "Rotate-", 0): {"level_found": 0.7, "step": 8},
         ("dada", "Rotate-", 1): {"level_found": 0.6, "step": 5},
         ("dada", "Invert", 0): {"level_found": None},
-        ("official", "Rotate-", 0): {"level_found": 0.1},
-        ("official", "Invert", 0): {"rank": 3, "level_found": None},
+        ("official", "Rotate-", 0): {"level_found": 0.1, "recommended": "found"},
+        ("official", "Invert", 0): {"rank": 3, "level_found": None, "recommended": "none"},
         ("official", "Invert", 1): {"level_found": None, "step": 9},
     }
     definition, cells = fill(folder, tmp_path, results)
     text = success_text.markdown(definition, cells).splitlines()
     for line in (
-        "| Rotate −24° | 2 of 2, step 6.5, level 0.65 (0.80) | 1 of 1 (1 not run), step 7, level – | – |",
-        "| Invert | 1 of 1 (1 not run), step 7, level – | 1 of 2, step 9, level – | not run |",
+        "| Rotate −24° | 2 of 2, step 6.5, level 0.65 (0.80) | 1 of 1 (1 not run), step 7, level –, kept 1 of 1 | – |",
+        "| Invert | 1 of 1 (1 not run), step 7, level – | 1 of 2, step 9, level –, kept 0 of 1 | not run |",
         # Rotate alone has all seeds; its levels are .1 and .2 away. The official space draws the direction.
         "| all | 3 of 3 searches (100%), 1 of 1 ops (100%), 1 of 2 levels (50%) "
-        "| 2 of 3 searches (67%), 0 of 1 ops (0%) | not run |",
+        "| 2 of 3 searches (67%), 0 of 1 ops (0%), 1 of 2 kept (50%) | not run |",
     ):
         assert line in text, line
     lines = success_text.to_csv(definition, cells).splitlines()
-    assert "dada,Rotate-,2,2,2,6.5,0.8,0.65,0.9,0.0625,61" in lines
-    assert "official,Invert,2,2,1,9,,,0.475,0.0625,61" in lines and "ddas,Invert,1,0,0,,,,,," in lines
+    assert "dada,Rotate-,2,2,2,,6.5,0.8,0.65,0.9,0.0625,61" in lines
+    assert "official,Invert,2,2,1,0,9,,,0.475,0.0625,61" in lines and "ddas,Invert,1,0,0,,,,,,," in lines
     draws = [success_figure.draw(definition, cells, tmp_path / f"{n}.png").read_bytes() for n in (0, 1)]
     assert draws[0] == draws[1]
 
@@ -197,12 +199,12 @@ def test_parts_of_the_table(folder, tmp_path, processes):
 
 
 def test_a_record_says_what_became_of_the_op(folder, tmp_path):
-    definition, _ = fill(folder, tmp_path, {("dada", "Rotate-", 1): {"level_found": 0.75}})
+    definition, _ = fill(folder, tmp_path, {("dada", "Rotate-", 1): {"level_found": 0.75, "recommended": "none"}})
     run = success_runs.read(definition)["dada", "Rotate-", 1]
     assert run.flags["planted_op"] == "Rotate:-24.0" and "seed" not in run.flags
     assert run[4:] == (
         *("Rotate-", 1, 0.9, 0.0625, [["Rotate-", 0.9], ["Equalize", 0.1], ["Cutout", 0.07]]),
-        *(0.8, 0.75, 20, 7, 61.0, 8.0, "2 CPU cores"),
+        *(0.8, 0.75, 20, 7, 61.0, 8.0, "2 CPU cores", "none"),
     )
 
 

@@ -22,6 +22,7 @@ class Cell(NamedTuple):
     median_step: float | None  # from which the op leads to the end, of the runs that find it
     level: float | None  # that was planted; None without magnitude or with a random sign
     level_found: float | None  # mean of the policies that have the op
+    kept: tuple[int, int]  # verdicts that recommend the policy found, and all verdicts
 
 
 class Totals(NamedTuple):
@@ -30,6 +31,7 @@ class Totals(NamedTuple):
     runs: tuple[int, int]  # that find the op
     cases: tuple[int, int]  # of the complete ones, those found with enough seeds
     levels: tuple[int, int]  # within the tolerance; a policy without the op has none
+    kept: tuple[int, int]
 
 
 def cells(
@@ -54,7 +56,13 @@ def _cell(recipe, runs, num_seeds):
         median_step=statistics.median(steps) if steps else None,
         level=runs[0].level if has_level else None,
         level_found=statistics.fmean(levels) if has_level and levels else None,
+        kept=_kept(runs),
     )
+
+
+def _kept(runs):
+    verdicts = [run.recommended for run in runs if run.recommended]
+    return verdicts.count("found"), len(verdicts)
 
 
 def totals(of_search: list[Cell]) -> Totals:
@@ -70,4 +78,5 @@ def totals(of_search: list[Cell]) -> Totals:
         runs=(sum(cell.found for cell in of_search), sum(len(cell.runs) for cell in of_search)),
         cases=(sum(cell.found >= ENOUGH * cell.num_seeds for cell in complete), len(complete)),
         levels=(sum(miss <= LEVEL_TOLERANCE for miss in misses), len(misses)),
+        kept=_kept([run for cell in of_search for run in cell.runs]),
     )

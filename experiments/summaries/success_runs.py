@@ -31,6 +31,7 @@ class Run(NamedTuple):
     seconds_run: float
     seconds_compile: float | None  # None where it cannot be told from running
     hardware: str
+    recommended: str | None = None  # the verdict of --judge; None without
 
 
 Key = tuple[str, str, int]  # keys of search and case, and seed
@@ -82,6 +83,7 @@ def record(definition: success_definition.Definition, key: Key, path: pathlib.Pa
         seconds_run=round(summary["seconds_run"], 1),
         seconds_compile=None if compiling is None else round(compiling, 1),
         hardware=table_runs.hardware(path),
+        recommended=summary["verdict"]["recommended"] if "verdict" in summary else None,
     )
     with open(definition.path / table_runs.FILE, "a") as file:
         file.write(json.dumps(run._asdict(), allow_nan=False) + "\n")

@@ -9,7 +9,7 @@ import io
 from experiments.summaries import success_cells, success_definition
 
 _CSV_COLUMNS = (
-    *("search", "case", "num_seeds", "n", "found", "median_step", "level", "level_found"),
+    *("search", "case", "num_seeds", "n", "found", "kept", "median_step", "level", "level_found"),
     *("mass", "mass_start", "seconds"),
 )
 _NOT_RUN = "not run"
@@ -17,10 +17,10 @@ _EXPLANATION = (
     "*5 of 5*: the searches, one for each seed, at whose end the planted op has the largest mass of all ops.",
     "*Step*: from which it leads to the end, the median of the searches that find it. *Level*: the mean of",
     "the policies that have the op, and the planted one in brackets; – for an op that has none or whose",
-    "direction is drawn at random. Last line: searches that find the op; ops that at least",
-    f"{success_cells.ENOUGH:.0%} of the searches find, of those with all seeds run; levels within",
-    f"{success_cells.LEVEL_TOLERANCE:g} of the planted one, which a policy without the op has not.",
-    "A cell with – alone is not part of this table.",
+    "direction is drawn at random. *Kept*: how often `--judge` recommends the policy found. Last line:",
+    f"searches that find the op; ops that at least {success_cells.ENOUGH:.0%} of the searches find, of those with all",
+    f"seeds run; levels within {success_cells.LEVEL_TOLERANCE:g} of the planted one, which a policy without the op",
+    "has not; policies kept. A cell with – alone is not part of this table.",
 )
 
 
@@ -55,13 +55,14 @@ def _cell(cell):
     if cell.level is not None:
         level_found = "none" if cell.level_found is None else f"{cell.level_found:.2f}"
         level = f"level {level_found} ({cell.level:.2f})"
-    return ", ".join((found, step, level))
+    kept = (f"kept {cell.kept[0]} of {cell.kept[1]}",) if cell.kept[1] else ()
+    return ", ".join((found, step, level, *kept))
 
 
 def _totals(totals):
     if not totals.runs[1]:
         return _NOT_RUN
-    names = ("searches", "ops", "levels")
+    names = ("searches", "ops", "levels", "kept")
     return ", ".join(_share(*pair, name) for pair, name in zip(totals, names) if pair[1])
 
 
@@ -81,6 +82,6 @@ def to_csv(
         numbers = [cell.median_step, cell.level, cell.level_found]
         for name in ("mass", "mass_start", "seconds_run"):
             numbers.append(sum(getattr(run, name) for run in cell.runs) / n if n else None)
-        counts = [cell.num_seeds, n, cell.found]
+        counts = [cell.num_seeds, n, cell.found, cell.kept[0] if cell.kept[1] else ""]
         writer.writerow([*key, *counts, *("" if number is None else f"{number:.4g}" for number in numbers)])
     return text.getvalue()
