@@ -116,7 +116,8 @@ def test_cells_by_hand(folder, tmp_path):
     definition, cells = fill(folder, tmp_path, results)
     text = success_text.markdown(definition, cells).splitlines()
     for line in (
-        "| Rotate −24° | 2 of 2, step 6.5, level 0.65 (0.80) | 1 of 1 (1 not run), step 7, level –, kept 1 of 1 | – |",
+        "| Rotate −24° | 2 of 2, step 6.5, level 0.65 (0.80) "
+        "| 1 of 1 (1 not run), step 7, level –, kept 1 of 1 | – |",
         "| Invert | 1 of 1 (1 not run), step 7, level – | 1 of 2, step 9, level –, kept 0 of 1 | not run |",
         # Rotate alone has all seeds; its levels are .1 and .2 away. The official space draws the direction.
         "| all | 3 of 3 searches (100%), 1 of 1 ops (100%), 1 of 2 levels (50%) "
@@ -199,7 +200,8 @@ def test_parts_of_the_table(folder, tmp_path, processes):
 
 
 def test_a_record_says_what_became_of_the_op(folder, tmp_path):
-    definition, _ = fill(folder, tmp_path, {("dada", "Rotate-", 1): {"level_found": 0.75, "recommended": "none"}})
+    results = {("dada", "Rotate-", 1): {"level_found": 0.75, "recommended": "none"}}
+    definition, _ = fill(folder, tmp_path, results)
     run = success_runs.read(definition)["dada", "Rotate-", 1]
     assert run.flags["planted_op"] == "Rotate:-24.0" and "seed" not in run.flags
     assert run[4:] == (
