@@ -17,10 +17,10 @@ _EXPLANATION = (
     "*5 of 5*: the searches, one for each seed, at whose end the planted op has the largest mass of all ops.",
     "*Step*: from which it leads to the end, the median of the searches that find it. *Level*: the mean of",
     "the policies that have the op, and the planted one in brackets; – for an op that has none or whose",
-    "direction is drawn at random. *Kept*: how often `--judge` recommends the policy found. Last line: searches",
-    f"that find the op; ops that at least {success_cells.ENOUGH:.0%} of the searches find, of those with all seeds",
-    f"run; levels within {success_cells.LEVEL_TOLERANCE:g} of the planted one, which a policy without the op has",
-    "not; policies kept. A cell with – alone is not part of this table.",
+    "direction is drawn at random. *Kept*: how often `--judge` recommends the policy found.",
+    f"Last line: searches that find the op; ops that at least {success_cells.ENOUGH:.0%} of the searches",
+    f"find, of those with all seeds run; levels within {success_cells.LEVEL_TOLERANCE:g} of the planted one, which",
+    "a policy without the op has not; policies kept. A cell with – alone is not part of this table.",
 )
 
 
