@@ -19,8 +19,9 @@ _EXPLANATION = (
     "the policies that have the op, and the planted one in brackets; – for an op that has none or whose",
     "direction is drawn at random. *Kept*: how often `--judge` recommends the policy found.",
     f"Last line: searches that find the op; ops that at least {success_cells.ENOUGH:.0%} of the searches",
-    f"find, of those with all seeds run; levels within {success_cells.LEVEL_TOLERANCE:g} of the planted one, which",
-    "a policy without the op has not; policies kept. A cell with – alone is not part of this table.",
+    "find, of those with all seeds run; levels within",
+    f"{success_cells.LEVEL_TOLERANCE:g} of the planted one, which a policy without the op has not;",
+    "policies kept. A cell with – alone is not part of this table.",
 )
 
 
