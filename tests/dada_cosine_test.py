@@ -40,8 +40,8 @@ def problem():
 def images_of(state, drawn, draw, image, index):
     """One training image under one draw, op by op."""
     pair = int(drawn.draws.row[draw])
-    rows = policy_space.pair_table(len(DIRECTED.rows))[pair]
-    _, centers = cosine.search_input.signs_and_centers(drawn.image_keys, image.shape[:2])
+    rows = policy_space.combinations(len(DIRECTED.rows), 2)[pair]
+    _, centers = cosine.search_input.signs_and_centers(drawn.image_keys, image.shape[:2], 2)
     for slot, row in enumerate(DIRECTED.rows[r] for r in rows):
         if drawn.draws.bits[draw, pair, slot]:
             level = jax.nn.sigmoid(drawn.levels[draw, slot])

@@ -94,7 +94,7 @@ def exact_choice_gradient():
     def image_under(pair, bits):
         images = batch(0).images.astype(jnp.float32) / 255.0
         for slot in np.flatnonzero(bits):
-            row = settings.space.rows[policy_space.pair_table(3)[pair, slot]]
+            row = settings.space.rows[policy_space.combinations(3, 2)[pair, slot]]
             value = row.low + jax.nn.sigmoid(state.policy.level[pair, slot]) * (row.high - row.low)
             apply_op = functools.partial(ops.apply_op, row.name, value=value, center=jnp.zeros(2))
             images = jax.vmap(apply_op)(images)

@@ -1,6 +1,7 @@
 """DADA steps in a row, on devices and seeds: what they find, and the policy that is read from them."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -121,22 +122,36 @@ def test_extraction_refuses_rows_that_the_policy_could_not_be_read_with():
         dada_search.extract_policy(config(), start(config()))
 
 
-def test_pairs_share_gradients_unless_told_not_to():
-    alone, shared = config(share_between_pairs=False), config()
-    state = start(alone)
-    always_first = 1e3 * jnp.eye(6)[:1, None]  # only the first pair, of ops 0 and 1, is drawn
+@pytest.mark.parametrize(
+    ("kind", "moved"), [("pairs", [True, True, True, True, True, False]), ("triples", [True] * 4)]
+)
+def test_combinations_that_have_an_op_in_common_share_gradients(kind, moved):
+    settings = config(policy_space=kind)
+    state = start(settings)
+    always_first = 1e3 * jnp.eye(len(moved))[:1, None]  # only the first one, of ops 0, 1 (and 2), is drawn
     state = state._replace(policy=state.policy._replace(op=always_first))
-    after = [jitted_step(c, state, batch(0), batch(1))[0].policy for c in (alone, shared)]
-    moved = [np.any(np.asarray(p.application != state.policy.application), -1) for p in after]
-    np.testing.assert_array_equal(moved[0], [True, *[False] * 5])
-    np.testing.assert_array_equal(moved[1], [True, True, True, True, True, False])  # last: ops 2 and 3
+    after = jitted_step(settings, state, batch(0), batch(1))[0].policy
+    changed = np.asarray(after.application != state.policy.application)
+    np.testing.assert_array_equal(changed.any(-1), moved)  # the last pair is of ops 2 and 3
+    if kind == "triples":  # 0 1 2, 0 1 3, 0 2 3, 1 2 3: op 3 was not drawn
+        np.testing.assert_array_equal(changed, np.array([[1, 1, 1], [1, 1, 0], [1, 1, 0], [1, 1, 0]], bool))
+
+
+def test_triples_extract_their_heaviest_with_three_ops():
+    settings = config(policy_space="triples", space=FULL, top_k=4)
+    state = spread(start(settings), settings)
+    content = dada_search.extract_policy(settings, state).content
+    assert content.row.shape == content.level.shape == (4, 3)
+    best = np.argsort(-np.asarray(state.policy.op[0, 0]), kind="stable")[:4]
+    combinations = list(itertools.combinations(range(len(FULL.rows)), 3))
+    np.testing.assert_array_equal(content.row, [combinations[one] for one in best])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"estimator": "rebar"}, "estimator: got 'rebar', expected one of relax"),
-        ({"policy_space": "triples"}, "policy_space: got 'triples'"),
+        ({"policy_space": "quadruples"}, "policy_space: got 'quadruples'"),
         ({"score": "inner"}, "score: got 'inner', expected one of cosine, exact"),
         ({"num_draws": 1}, "num_draws: got 1, expected 2 or more"),
         ({"hypergradient": "none"}, "hypergradient: got 'none', expected one of exact"),

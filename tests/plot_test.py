@@ -43,7 +43,7 @@ def make_run(path, *, kind="pairs", planted="Invert", dataset="embedded", leader
     names, num_ops = [row.name for row in space.rows], len(space.rows)
     start = policy_space.init(kind, num_ops)
     if kind == "pairs":
-        favoured = (policy_space.pair_table(num_ops) == names.index(leader)).any(1)
+        favoured = (policy_space.combinations(num_ops, 2) == names.index(leader)).any(1)
     else:
         favoured = np.arange(num_ops) == names.index(leader)
     learned = start._replace(op=start.op + 2.0 * favoured, level=start.level + 1.0)
@@ -55,7 +55,7 @@ def make_run(path, *, kind="pairs", planted="Invert", dataset="embedded", leader
         mass = policy_space.op_mass(now, num_ops)
         line |= {"entropy": policy_space.entropy(now), "op_mass": mass, "temperature": 1 - share / 2}
         folder.log(step, {"seconds": step, **line})
-    rows = policy_space.pair_table(num_ops)[:4]
+    rows = policy_space.combinations(num_ops, 2)[:4]
     content = policies.SubPolicies(rows, np.full((4, 2), 0.7), np.full((4, 2), 0.6), np.arange(1.0, 5.0))
     found = policies.Policy("sub_policies", "strength", ("Rotate90",), content, method="dada")
     policies.save(folder.policy_path, found)

@@ -123,10 +123,11 @@ def learned_policy(title, space, distribution, policy_mass, initial_mass, plante
     """Draws op mass, probability and level of every op and, for pairs, the weights of all pairs.
 
     `policy_mass` [R] is the expected applications per image under the policy file, which keeps the heaviest
-    pairs; `initial_mass` [R] the same under the distribution before the first step.
+    pairs or triples; `initial_mass` [R] the same under the distribution before the first step.
     """
     num_ops = len(space.rows)
-    is_pairs = distribution.op.shape[1] == 1
+    has_slots = distribution.op.shape[1] > 1
+    is_pairs = not has_slots and distribution.level.shape[1] == 2
     entries = _entries(distribution, num_ops)
     mass = np.sum(entries[0] * entries[1], axis=0)
     order = np.argsort(-mass, kind="stable")
@@ -143,7 +144,7 @@ def learned_policy(title, space, distribution, policy_mass, initial_mass, plante
     upper.legend(handles=handles, loc="outside lower left", ncols=3, handlelength=1)
 
     shares, probabilities, levels = (array[:, order] for array in entries)
-    over = "10–90% of pairs" if is_pairs else "10–90% of slots"
+    over = f"10–90% of {'slots' if has_slots else 'pairs' if is_pairs else 'triples'}"
     has_level = np.array([bool(space.rows[index].unit) for index in order])
     everywhere = np.ones(num_ops, bool)
     _dots(application, _spread(probabilities, shares), everywhere)
@@ -192,8 +193,8 @@ def _dots(axes, spread, shown):
 def _entries(distribution, num_ops):
     """Share, application probability and level of every op in every slot, [slots of a policy, R] each."""
     op, application, level = (np.asarray(leaf, np.float64) for leaf in distribution)
-    if op.shape[1] == 1:  # pairs
-        member = np.eye(num_ops)[policy_space.pair_table(num_ops)]
+    if op.shape[1] == 1:  # pairs or triples
+        member = np.eye(num_ops)[policy_space.combinations(num_ops, level.shape[1])]
         shares = op[0, 0][:, None, None] * member
     else:
         shares = op / len(op)
@@ -220,7 +221,7 @@ def _pair_map(figure, names, weights, order):
     """The weights of all pairs above the diagonal of [R, R], ops in the given order."""
     num_ops = len(names)
     matrix = np.zeros((num_ops, num_ops))
-    first, second = policy_space.pair_table(num_ops).T
+    first, second = policy_space.combinations(num_ops, 2).T
     matrix[first, second] = matrix[second, first] = weights
     matrix = matrix[np.ix_(order, order)]
     matrix[np.tril_indices(num_ops)] = np.nan

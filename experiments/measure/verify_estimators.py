@@ -56,7 +56,7 @@ def _pair_problem(seed):
     """A policy away from uniform, and the cost of each outcome, [6 pairs, 2, 2 bits]: op 1 is planted."""
     op_cost = np.array([0.4, -2.0, 0.1, 0.5])
     cost = np.zeros((6, 2, 2), np.float32)
-    for row, pair in enumerate(policy_space.pair_table(_NUM_OPS)):
+    for row, pair in enumerate(policy_space.combinations(_NUM_OPS, 2)):
         for bits in itertools.product((0, 1), repeat=2):
             cost[row, *bits] = 1.0 + op_cost[pair] @ bits + 0.5 * bits[0] * bits[1]
     shapes = policy_space.init("pairs", _NUM_OPS)

@@ -23,7 +23,7 @@ from experiments.runs import command_line, run_folder
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of this method only."""
     add = command_line.definers(values)
-    add.enum("policy_space", "pairs", ("pairs", "slots"), "What the policy is made of.")
+    add.enum("policy_space", "pairs", tuple(policy_space.SIZES), "What the policy is made of.")
     add.enum("estimator", "relax", dada_config.ESTIMATORS, "Estimator of the policy gradient.")
     about = "Of a sub-policy: the cosine of two gradients, or the exact gradient of the paper."
     add.enum("score", "cosine", ("cosine", "exact"), about)
@@ -32,7 +32,6 @@ def define(values: flags.FlagValues) -> None:
     about = "Directional derivatives by JVP or by differences."
     add.enum("hypergradient", None, ("exact", "finite_difference"), about)
     add.integer("top_k", 25, "Sub-policies that the policy keeps.", lower_bound=1)
-    add.bool("share_between_pairs", True, "Pairs that have an op in common share gradients.")
     add.float("temperature", None, "Of relaxed samples, at the start.", lower_bound=1e-3)
     add.float("final_temperature", None, "Of relaxed samples, at the end.", lower_bound=1e-3)
 
@@ -40,13 +39,13 @@ def define(values: flags.FlagValues) -> None:
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
     if settings["preset"] == "official":
-        names = ("policy_space", "score", "num_draws", "share_between_pairs")
+        names = ("policy_space", "score", "num_draws")
         return dict.fromkeys(names, "--preset=official")
     names = {}
     if settings["estimator"] == "reinforce":
         names |= dict.fromkeys(("temperature", "final_temperature"), "--estimator=reinforce")
     if settings["policy_space"] == "slots":
-        names |= dict.fromkeys(("share_between_pairs", "top_k"), "--policy_space=slots")
+        names["top_k"] = "--policy_space=slots"
     if settings["score"] == "exact":
         return names | {"num_draws": "--score=exact"}
     exact = ("estimator", "hypergradient", "temperature", "final_temperature")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ... import augment, checks, ops
 from ...training import schedules
+from . import space as policy_space
 
 MIXTURES = ("gumbel", "straight_through")
 ESTIMATORS = ("relax", "reinforce", *MIXTURES)
@@ -64,11 +65,10 @@ class Config(CommonConfig):
     """Static settings of a corrected search.
 
     Attributes: those of `CommonConfig`, and
-      policy_space: "pairs" or "slots", see `space`.
+      policy_space: "pairs", "triples" or "slots", see `space`.
       score: of a draw: "cosine", or "exact", the gradient of the paper, see the modules of these names. Only
         "exact" reads `estimator`, `hypergradient` and `temperature`.
       num_draws: sub-policies of a step, each on all training images; of the score "cosine" only.
-      share_between_pairs: pairs that have an op in common share gradients.
     """
 
     learning_rate: float = 0.005
@@ -76,11 +76,11 @@ class Config(CommonConfig):
     policy_space: str = "pairs"
     score: str = "cosine"
     num_draws: int = 8
-    share_between_pairs: bool = True
 
     def __post_init__(self):
         super().__post_init__()
-        choices = {"policy_space": ("pairs", "slots"), "score": ("cosine", "exact"), "estimator": ESTIMATORS}
+        spaces, scores = tuple(policy_space.SIZES), ("cosine", "exact")
+        choices = {"policy_space": spaces, "score": scores, "estimator": ESTIMATORS}
         checks.check_choices(self, choices)
         if self.num_draws < 2:
             raise ValueError(f"num_draws: got {self.num_draws}, expected 2 or more")

@@ -92,7 +92,7 @@ def network_inputs(
     rows = jax.vmap(lambda draw: policy_space.ops(policy, len(config.space.rows), draw))(sample.draws)
     applied = jax.vmap(lambda draw: draw.bits[draw.row])(sample.draws)
     of_draws = (jnp.repeat(leaf, count, 0) for leaf in (rows, applied, jax.nn.sigmoid(sample.levels)))
-    signs, centers = search_input.signs_and_centers(sample.image_keys, images.shape[1:3])
+    signs, centers = search_input.signs_and_centers(sample.image_keys, images.shape[1:3], rows.shape[1])
     keys, images, signs, centers = jax.tree.map(
         lambda leaf: jnp.concatenate([leaf] * num_draws), (sample.image_keys, images, signs, centers)
     )

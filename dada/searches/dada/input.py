@@ -49,11 +49,12 @@ def sample(
     return Sample(draws, draw_keys, keys, jax.random.fold_in(key, 2**32 - 1))  # no image has this index
 
 
-def signs_and_centers(keys: ImageKeys, image_size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """Signs [B, K] and cutout centres [B, K, 2] in pixels."""
-    slots = (policy_space.OPS_PER_SUB_POLICY,)
-    signs = jax.vmap(lambda key: sampling.random_signs(key, slots))(keys.sign)
-    return signs, jax.vmap(lambda key: sampling.random_centers(key, slots, image_size))(keys.center)
+def signs_and_centers(
+    keys: ImageKeys, image_size: tuple[int, int], num_ops: int
+) -> tuple[jax.Array, jax.Array]:
+    """Signs [B, K] and cutout centres [B, K, 2] in pixels; `num_ops` is K, the ops of a sub-policy."""
+    signs = jax.vmap(lambda key: sampling.random_signs(key, (num_ops,)))(keys.sign)
+    return signs, jax.vmap(lambda key: sampling.random_centers(key, (num_ops,), image_size))(keys.center)
 
 
 def apply_draws(
@@ -106,7 +107,7 @@ def network_input(
       float32 [B, H, W, 3], normalised. Gradient: in the levels, and for relaxed estimators in all of
       `parameters`.
     """
-    signs, centers = signs_and_centers(sample.image_keys, images.shape[1:3])
+    signs, centers = signs_and_centers(sample.image_keys, images.shape[1:3], parameters.level.shape[1])
 
     def apply_policy(images):
         if config.estimator not in MIXTURES:

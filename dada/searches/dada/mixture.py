@@ -2,11 +2,12 @@
 
     slots   x <- x + b_j (sum_m S_jm op_m(x) - x)            for j = 1, 2 of the drawn sub-policy
     pairs   x <- sum_n S_n y_n,  y_n = second_n(first_n(x)),  each op mixed with its bit as above
+    triples the same with y_n = third_n(second_n(first_n(x)))
 
 with S = softmax(z / T) and b = sigmoid(z / T) from the latents of the draw (DADA, section 3.2). With
 `hard` the values are one-hot and 0 or 1 and only the gradient is relaxed, so the images are those of
 the discrete path. Every alternative is computed, which is what a relaxation is: per image, 2 ops per op of
-the space in `slots`, and 2 per pair in `pairs` (210 for 15 ops), all of them
+the space in `slots`, and 2 per pair in `pairs` (210 for 15 ops; 1,365 in `triples`), all of them
 applied to the whole batch and differentiated.
 """
 
@@ -65,7 +66,7 @@ def apply(
     Returns:
       float32 [B, H, W, 3]. Gradient: exact for the mixture, in all of `parameters`.
     """
-    batch = images.shape[0]
+    batch, size = images.shape[0], parameters.application.shape[1]
     latents, _ = jax.vmap(policy_space.latents, (None, 0, 0))(parameters, keys, draws)
     bits = jax.nn.sigmoid(latents.application / temperature)
     group = draws.group
@@ -79,21 +80,21 @@ def apply(
     levels = jax.nn.sigmoid(parameters.level)
 
     if weights.shape[1] == 1:
-        table = jnp.asarray(policy_space.pair_table(len(space.rows)))
+        table = jnp.asarray(policy_space.combinations(len(space.rows), size))
 
-        @jax.checkpoint  # the images of all pairs are recomputed in reverse, not stored
-        def add_pair(mixture, index):
-            pair = images
-            for slot in range(policy_space.OPS_PER_SUB_POLICY):
+        @jax.checkpoint  # the images of all combinations are recomputed in reverse, not stored
+        def add_one(mixture, index):
+            one = images
+            for slot in range(size):
                 level = jnp.broadcast_to(levels[index, slot], (batch,))
-                applied = _apply_row(space, table[index, slot], pair, level, signs[:, slot], centers[:, slot])
-                pair = _mix(bits[:, index, slot], pair, applied)
-            return mixture + weights[:, 0, index][:, None, None, None] * pair, None
+                applied = _apply_row(space, table[index, slot], one, level, signs[:, slot], centers[:, slot])
+                one = _mix(bits[:, index, slot], one, applied)
+            return mixture + weights[:, 0, index][:, None, None, None] * one, None
 
-        return jax.lax.scan(add_pair, jnp.zeros_like(images), jnp.arange(table.shape[0]))[0]
+        return jax.lax.scan(add_one, jnp.zeros_like(images), jnp.arange(table.shape[0]))[0]
 
     row = jnp.broadcast_to(group, (batch,))
-    for slot in range(policy_space.OPS_PER_SUB_POLICY):
+    for slot in range(size):
         outputs = jnp.stack(
             [
                 _apply_row(space, index, images, levels[row, slot], signs[:, slot], centers[:, slot])

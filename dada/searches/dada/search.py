@@ -89,8 +89,7 @@ def step(
     (gradient, control_gradient), state, numbers = _GRADIENTS[config.score](
         config, state, train_batch, valid_batch, axis_name
     )
-    if config.share_between_pairs:
-        gradient = policy_space.share_between_pairs(gradient, len(config.space.rows))
+    gradient = policy_space.share(gradient, len(config.space.rows))
     updates, optimizer = _optimizer(config).update((gradient, control_gradient), state.optimizer)
     parameters, control = optax.apply_updates((state.policy, state.control), updates)
     numbers["entropy"] = policy_space.entropy(parameters)
@@ -101,6 +100,7 @@ def step(
 def extract_policy(config: Config, state: SearchState, **metadata) -> policies.Policy:
     """The policy that the search found, as an artefact to save, sample and train with.
 
-    The `top_k` pairs by weight, with their weights (slots: all 25, each slot's most probable op, uniform).
+    The `top_k` pairs or triples by weight, with their weights (slots: all 25, each slot's most probable op,
+    uniform).
     """
     return policy_space.as_policy(config.space, state.policy, config.top_k, preset="corrected", **metadata)

@@ -1,15 +1,17 @@
 """The distributions over sub-policies that DADA learns, in its two policy spaces.
 
 `pairs` is the paper's space (section 3.1): one categorical over all N unordered pairs of distinct ops; each
-pair has K = 2 application probabilities and K levels. `slots` is the space of 25 sub-policies with K = 2
-slots: an image takes a sub-policy uniformly and each slot has its own categorical over all ops.
+pair has K = 2 application probabilities and K levels. `triples` is the same with K = 3, for shifts that no
+pair can make. `slots` is the space of 25 sub-policies with K = 2 slots: an image takes a sub-policy uniformly
+and each slot has its own categorical over all ops.
 
-One form holds both. `group` is what is taken uniformly (pairs: the only one; slots: the sub-policy), J
-categoricals of M options hang on it, and `row` says which application and level parameters count (pairs:
-the chosen pair; slots: the group). Everything here is about one image; callers vmap over keys.
+One form holds all. `group` is what is taken uniformly (slots: the sub-policy; else the only one), J
+categoricals of M options hang on it, and `row` says which application and level parameters count (slots: the
+group; else the chosen pair or triple). Everything here is about one image; callers vmap over keys.
 """
 
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -20,7 +22,8 @@ from ...gradients import relaxation
 from ...ops import SearchSpace, extra_ops
 from ...policies import Policy, SubPolicies
 
-OPS_PER_SUB_POLICY = 2
+# Ops of a sub-policy, K.
+SIZES = {"pairs": 2, "triples": 3, "slots": 2}
 NUM_SLOT_SUB_POLICIES = 25
 
 
@@ -28,8 +31,8 @@ class Parameters(NamedTuple):
     """What is learned; all unconstrained.
 
     Attributes:
-      op: [G, J, M] logits (pairs [1, 1, N]; slots [25, 2, number of ops]).
-      application: [R, K] logits of the probability that an op is applied (R = N pairs or 25).
+      op: [G, J, M] logits (slots [25, 2, number of ops]; else [1, 1, N]).
+      application: [R, K] logits of the probability that an op is applied (R = 25 or N).
       level: [R, K] logits of the level in [0, 1].
     """
 
@@ -66,37 +69,42 @@ class Latents(NamedTuple):
     application: jax.Array
 
 
-def pair_table(num_ops: int) -> np.ndarray:
-    """All unordered pairs of distinct ops, [N, 2], in lexicographic order: 105 for 15 ops."""
-    return np.array(list(itertools.combinations(range(num_ops), OPS_PER_SUB_POLICY)), np.int32)
+def combinations(num_ops: int, size: int) -> np.ndarray:
+    """All sets of `size` distinct ops, [N, size], in lexicographic order: 105 pairs for 15 ops."""
+    return np.array(list(itertools.combinations(range(num_ops), size)), np.int32)
 
 
 def init(policy_space: str, num_ops: int) -> Parameters:
     """Uniform choices, application probability one half, level one half: all logits zero.
 
     Args:
-      policy_space: "pairs" or "slots".
+      policy_space: "pairs", "triples" or "slots".
       num_ops: number of rows of the search space.
 
     Raises:
-      ValueError: for another policy space, or fewer than two ops.
+      ValueError: for another policy space, or fewer ops than a sub-policy has.
     """
-    if num_ops < OPS_PER_SUB_POLICY:
-        raise ValueError(f"a policy space needs at least {OPS_PER_SUB_POLICY} ops, got {num_ops}")
-    if policy_space == "pairs":
-        rows = len(pair_table(num_ops))
-        op_shape = (1, 1, rows)
-    elif policy_space == "slots":
+    if policy_space not in SIZES:
+        raise ValueError(f"policy_space must be one of {', '.join(SIZES)}, got {policy_space!r}")
+    size = SIZES[policy_space]
+    if num_ops < size:
+        raise ValueError(f"policy space {policy_space} needs at least {size} ops, got {num_ops}")
+    if policy_space == "slots":
         rows = NUM_SLOT_SUB_POLICIES
-        op_shape = (rows, OPS_PER_SUB_POLICY, num_ops)
+        op_shape = (rows, size, num_ops)
     else:
-        raise ValueError(f'policy_space must be "pairs" or "slots", got {policy_space!r}')
-    per_op = (rows, OPS_PER_SUB_POLICY)
+        rows = math.comb(num_ops, size)
+        op_shape = (1, 1, rows)
+    per_op = (rows, size)
     return Parameters(jnp.zeros(op_shape), jnp.zeros(per_op), jnp.zeros(per_op))
 
 
-def _is_pairs(parameters: Parameters) -> bool:
-    return parameters.op.shape[1] == 1
+def _has_slots(parameters: Parameters) -> bool:
+    return parameters.op.shape[1] > 1
+
+
+def _combinations(parameters: Parameters, num_ops: int) -> jax.Array:
+    return jnp.asarray(combinations(num_ops, parameters.application.shape[1]))
 
 
 def _keys(key: jax.Array) -> jax.Array:
@@ -117,16 +125,16 @@ def draw(key: jax.Array, parameters: Parameters) -> Draw:
     group_key, op_key, application_key, _, _ = _keys(key)
     group = jax.random.randint(group_key, (), 0, parameters.op.shape[0])
     choice = jnp.argmax(relaxation.categorical_latent(op_key, parameters.op[group]), -1)
-    row = choice[0] if _is_pairs(parameters) else group
+    row = group if _has_slots(parameters) else choice[0]
     bits = relaxation.bernoulli_latent(application_key, parameters.application) > 0
     return Draw(group, choice, row, bits)
 
 
 def ops(parameters: Parameters, num_ops: int, draw: Draw) -> jax.Array:
     """Rows of the search space that a draw applies in this order, [K] int."""
-    if _is_pairs(parameters):
-        return jnp.asarray(pair_table(num_ops))[draw.row]
-    return draw.choice
+    if _has_slots(parameters):
+        return draw.choice
+    return _combinations(parameters, num_ops)[draw.row]
 
 
 def log_probability(parameters: Parameters, draw: Draw) -> jax.Array:
@@ -185,7 +193,7 @@ def features(latents: Latents, draw: Draw, temperature: jax.Array) -> jax.Array:
     """What a control variate reads of relaxed latents, [G*J*M + R*K].
 
     The relaxed one-hot weights softmax(z / T) of the drawn group, and the relaxed bits 2 sigmoid(z / T) - 1,
-    each scaled by how much its row is chosen: by the relaxed weight of a pair, by one or zero for a slot.
+    each scaled by how much its row is chosen: one or zero for a slot, else by the relaxed weight.
     """
     group = jax.nn.one_hot(draw.group, latents.op.shape[0])
     weights = jax.nn.softmax(latents.op / temperature) * group[:, None, None]
@@ -194,13 +202,13 @@ def features(latents: Latents, draw: Draw, temperature: jax.Array) -> jax.Array:
     return jnp.concatenate([weights.ravel(), (row_weight[:, None] * bits).ravel()])
 
 
-def share_between_pairs(gradient: Parameters, num_ops: int) -> Parameters:
-    """Lets pairs that have an op in common learn from each other's draws.
+def share(gradient: Parameters, num_ops: int) -> Parameters:
+    """Lets pairs, or triples, that have an op in common learn from each other's draws.
 
     With A [N, M] the membership of ops in pairs, g_w + A A^T g_w is the change of the pair logits under a
     gradient step on (w', q) when they are written as w = w' + A q, with one number q for each op; levels and
-    application logits likewise. It preconditions the gradient of `pairs`: the same stationary points and
-    the same distributions, reached in fewer draws, since an op is in M - 1 pairs. `slots` stays as it is.
+    application logits likewise. It preconditions the gradient: the same stationary points and the same
+    distributions, reached in fewer draws, since an op is in M - 1 pairs. `slots` stays as it is.
 
     Args:
       gradient: in the shapes of the parameters.
@@ -209,17 +217,17 @@ def share_between_pairs(gradient: Parameters, num_ops: int) -> Parameters:
     Returns:
       The same shapes.
     """
-    if not _is_pairs(gradient):
+    if _has_slots(gradient):
         return gradient
-    table = jnp.asarray(pair_table(num_ops))
+    table = _combinations(gradient, num_ops)
 
     def shared(per_entry):
         return jnp.zeros(num_ops).at[table].add(per_entry)[table]
 
     logits = gradient.op[0, 0]
-    both = jnp.broadcast_to(logits[:, None], table.shape)
+    of_ops = jnp.broadcast_to(logits[:, None], table.shape)
     return Parameters(
-        op=(logits + shared(both).sum(-1))[None, None],
+        op=(logits + shared(of_ops).sum(-1))[None, None],
         application=gradient.application + shared(gradient.application),
         level=gradient.level + shared(gradient.level),
     )
@@ -229,10 +237,10 @@ def op_mass(parameters: Parameters, num_ops: int) -> jax.Array:
     """Expected number of applications of each op to one image, [number of ops]."""
     probabilities = jax.nn.softmax(parameters.op)
     application = jax.nn.sigmoid(parameters.application)
-    if _is_pairs(parameters):
-        applied = probabilities[0, 0][:, None] * application
-        return jnp.zeros(num_ops).at[jnp.asarray(pair_table(num_ops))].add(applied)
-    return jnp.einsum("gkm,gk->m", probabilities, application) / probabilities.shape[0]
+    if _has_slots(parameters):
+        return jnp.einsum("gkm,gk->m", probabilities, application) / probabilities.shape[0]
+    applied = probabilities[0, 0][:, None] * application
+    return jnp.zeros(num_ops).at[_combinations(parameters, num_ops)].add(applied)
 
 
 def entropy(parameters: Parameters) -> jax.Array:
@@ -250,13 +258,14 @@ def as_policy(
     moment: str = "",
     **metadata,
 ) -> Policy:
-    """What was learned as an artefact: the `top_k` pairs by weight, or the 25 slots' most probable ops.
+    """What was learned as an artefact: the `top_k` pairs or triples by weight, or the most probable op of
+    each of the 25 slots.
 
     Args:
       space: the search space.
       parameters: concrete logits, not traced.
-      top_k: pairs that are kept.
-      is_weighted: pairs keep their weights; else, and in `slots`, all are drawn uniformly.
+      top_k: pairs or triples that are kept.
+      is_weighted: they keep their weights; else, and in `slots`, all are drawn uniformly.
       moment: of which step of the search the parameters are, as an end of the selection rule.
       **metadata: further fields of the artefact.
 
@@ -275,17 +284,18 @@ def as_policy(
             jax.nn.sigmoid(parameters.level),
         )
     )
-    if _is_pairs(parameters):
-        # Stable, so that equal weights keep the order of the pair table.
-        best = np.argsort(-op[0, 0], kind="stable")[:top_k]
-        rows = pair_table(len(space.rows))[best]
-        probability, level = probability[best], level[best]
-        weight = op[0, 0][best] / op[0, 0][best].sum() if is_weighted else None
-        kept = f"the {len(best)} of {op.size} pairs with the largest weight"
-        rule = f"{kept}, drawn {'by weight' if is_weighted else 'uniformly'}"
-    else:
+    if _has_slots(parameters):
         rows, weight = op.argmax(-1).astype(np.int32), None
         rule = "the most probable op of each slot"
+    else:
+        # Stable, so that equal weights keep the order of the table.
+        best = np.argsort(-op[0, 0], kind="stable")[:top_k]
+        rows = combinations(len(space.rows), level.shape[1])[best]
+        probability, level = probability[best], level[best]
+        weight = op[0, 0][best] / op[0, 0][best].sum() if is_weighted else None
+        kinds = next(name for name, size in SIZES.items() if size == level.shape[1])
+        kept = f"the {len(best)} of {op.size} {kinds} with the largest weight"
+        rule = f"{kept}, drawn {'by weight' if is_weighted else 'uniformly'}"
     return Policy(
         kind="sub_policies",
         search_space=space.name,

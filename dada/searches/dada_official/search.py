@@ -85,7 +85,7 @@ def network_input(
       float32 [B, H, W, 3], normalised.
     """
     image_size = images.shape[1:3]
-    signs, centers = search_input.signs_and_centers(sample.image_keys, image_size)
+    signs, centers = search_input.signs_and_centers(sample.image_keys, image_size, parameters.level.shape[1])
     centers = official_gradient.shift_centers(centers, image_size)
     levels = official_gradient.level(parameters.level)
     apply_policy = functools.partial(
