@@ -64,7 +64,7 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
         valid_images and valid_labels, or a folder of images per class, named as in the training folder, or by
         label (0, 1, ...) if the training images are no folder. They take the place of any that the data set
         has itself, so that a model can be fitted to several places of use with the same training images.
-      exif_orientation: turn photos of folders upright; False, for folders only, is how most papers load them.
+      exif_orientation: turn photos of folders upright; False, for folders only, is how the papers load them.
 
     Returns:
       Dataset. The images of "embedded", CIFAR and SVHN are 32 x 32; a custom set keeps its size. A reduced

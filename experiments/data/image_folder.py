@@ -28,7 +28,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from experiments.data.dataset_files import Arrays
 
-_SYSTEM_NAMES = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}
+_SYSTEM_NAMES = {"__macosx", "@eadir", "thumbs.db", "desktop.ini"}
 # Pillow knows these without a decoder of its own; for EPS it starts a program, Ghostscript, on the file.
 _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 _TURNS = {  # by EXIF orientation
@@ -161,7 +161,7 @@ def _visible(folder: os.PathLike | str, notes: collections.Counter) -> Iterator[
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
-        if entry.name.startswith(".") or entry.name in _SYSTEM_NAMES:
+        if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_NAMES:
             notes["left out", "hidden"] += 1
         elif entry.is_dir() or entry.is_file():
             yield entry
@@ -283,4 +283,5 @@ def _report(path, classes, parts, notes):
     for kind in ("left out", "changed"):
         reasons = [f"{notes[key]} {key[1]}" for key in sorted(notes) if key[0] == kind and notes[key]]
         texts += [f"{kind}: {', '.join(reasons)}"] if reasons else []
-    print(f"{path}: {'; '.join(texts)}", flush=True)
+    line = f"{path}: {'; '.join(texts)}"
+    print(line.encode(errors="backslashreplace").decode(), flush=True)  # names need not be valid text
