@@ -57,6 +57,8 @@ OPACITY = np.arange(1024, dtype=np.uint8).reshape(SIZE)
 FRAMES = [Image.new("RGB", SIZE, (80 * number, 9, 0)) for number in (1, 2, 3)]
 THREE = {"save_all": True, "append_images": FRAMES[1:], "lossless": True}
 FLOATS, INTEGERS = (Image.fromarray(RAMP.astype(kind)) for kind in (np.float32, np.int32))
+# Tag 262 of the file, one short number, from 1 to 0.
+WHITE_IS_0 = encoded(Image.fromarray(RAMP), "TIFF").replace(b"\6\1\3\0\1\0\0\0\1", b"\6\1\3\0\1\0\0\0\0")
 CORRUPT_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x01"
 SET = {
     f"{part}/{name}/{n}.png": PLAIN for part in ("train", "val") for name in ("cat", "dog") for n in (1, 2)
@@ -170,6 +172,7 @@ def test_odd_folder(tmp_path, capsys, files, is_first, words):
     [
         (SET | {"train/cat/0.tif": encoded(FLOATS, "TIFF")}, "train/cat/0.tif: .* mode F, expected 8 bits"),
         (SET | {"train/cat/0.tif": encoded(INTEGERS, "TIFF")}, "train/cat/0.tif: .* mode I, expected 8 bits"),
+        (SET | {"train/cat/0.tif": WHITE_IS_0}, "train/cat/0.tif: .* mode I;16, expected 8 bits"),
         (SET | {"train/cat/0.jpg": encoded(PICTURE, "JPEG")[:900]}, "train/cat/0.jpg: cannot be decoded"),
         (SET | {"train/cat/0": encoded(PICTURE)[:900]}, "train/cat/0: cannot be decoded"),
         (SET | {"train/cat/0.PNG": b""}, "train/cat/0.PNG: cannot be decoded"),
@@ -218,7 +221,8 @@ VALID = {f"valid_{kind}": array for kind, array in SMALL.items()}
     [
         *(PARTS | {"train_labels": LABELS.reshape(shape)} for shape in ((20, 1), (1, 20), (1, 20, 1))),
         *(PARTS | {"train_labels": LABELS.astype(kind)} for kind in ("u1", "i1", ">i8", "u8")),
-        *(PARTS | VALID | {"valid_labels": LABELS[:, None]}, PARTS | {"train_index": LABELS[:3]}),
+        PARTS | VALID | {"valid_labels": LABELS[:, None]},
+        PARTS | {"train_index": LABELS[:3]},
     ],
 )
 def test_odd_npz(tmp_path, content):
@@ -287,11 +291,9 @@ def changed(content, place, mask):
     return bytes(content)
 
 
-NPZ, HUGE = (
-    saved(np.savez, **SMALL),
-    b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999,), }",
-)
-HUGE = b"\x93NUMPY\x01\x00" + len(HUGE).to_bytes(2, "little") + HUGE
+NPZ = saved(np.savez, **SMALL)
+HEADER = b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999,), }"
+HUGE = b"\x93NUMPY\1\0" + len(HEADER).to_bytes(2, "little") + HEADER
 
 
 @pytest.mark.parametrize(
