@@ -298,13 +298,14 @@ def test_image_folder(tmp_path, test):
     )
 
 
-@pytest.mark.parametrize("threads", [1, 5])
-def test_image_folder_in_threads(tmp_path, monkeypatch, threads):
+@pytest.mark.parametrize(("threads", "slow"), [(1, 0), (5, 0), (5, 9)])
+def test_image_folder_in_threads(tmp_path, monkeypatch, threads, slow):
     """The pixels and the order of a plain loop, and the first of the damaged files."""
     write_folder(tmp_path, [(9, 8)] * 70)
     (tmp_path / "train" / "cat" / "20").mkdir()
     Image.new("L", (9, 8), 3).save(tmp_path / "train" / "cat" / "20" / "0.png")
     monkeypatch.setattr(image_folder, "_THREADS", threads)
+    monkeypatch.setattr(image_folder, "_SLOW", slow)
     dataset = datasets.load(str(tmp_path))
     paths = [path for name in ("cat", "dog") for path in sorted((tmp_path / "train" / name).rglob("*.[Pp]*"))]
     expected = [np.asarray(Image.open(path).convert("RGB")) for path in paths]

@@ -75,16 +75,15 @@ def read_npz(path):
     """
     with _open_npz(path, _TRAIN_AND_TEST, _ALONE) as archive:
         names = set(archive.files)
-        prefixes = ("train_", "test_") if names >= _TRAIN_AND_TEST else ("",)
-        images, labels = _read_part(archive, prefixes[0])
+        prefix = "train_" if names >= _TRAIN_AND_TEST else ""
+        images, labels = _read_part(archive, prefix)
         classes = np.unique(labels)
         if classes[-1] != len(classes) - 1:
             got = f"{len(classes)} numbers from {classes[0]} to {classes[-1]}"
-            raise ValueError(f"{prefixes[0]}labels are {got}, expected 0 to {len(classes) - 1} without a gap")
-        test, valid = (
-            _read_part(archive, prefix, images.shape[1:], len(classes)) if present else (None, None)
-            for prefix, present in (("test_", len(prefixes) == 2), ("valid_", names & _VALID))
-        )
+            raise ValueError(f"{prefix}labels are {got}, expected 0 to {len(classes) - 1} without a gap")
+        of_train = images.shape[1:], len(classes)
+        test = _read_part(archive, "test_", *of_train) if prefix else (None, None)
+        valid = _read_part(archive, "valid_", *of_train) if names & _VALID else (None, None)
     return Arrays(images, labels, *test, *valid)
 
 

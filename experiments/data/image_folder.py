@@ -18,6 +18,7 @@ import concurrent.futures
 import functools
 import os
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,7 +42,9 @@ _TURNS = {  # by EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 _THREADS = min(8, os.cpu_count() or 1)
-_GROUP = 16  # images that a thread decodes at once; one at a time would cost a fifth more with small ones
+_GROUP = 16  # images that a thread decodes at once
+# Seconds for an image from which on threads pay; with quicker ones they wait for the interpreter's lock.
+_SLOW = 5e-4
 
 
 def read(
@@ -131,6 +134,7 @@ def _list(folder, classes, notes):
 def _load(folder, files, classes, shape, decode, notes):
     """(images, labels) of listed files; `shape` is None for that of the first image."""
     images, labels, example = None, [], "a training image"
+    _formats()  # what it takes is not the time of an image
     decoded = _in_threads(decode, [path for path, _ in files])
     # It waits, so that the bars of small folders do not stand between the lines of a command.
     bar = tqdm.tqdm(
@@ -192,14 +196,21 @@ def _empty(folder, shape):
 
 
 def _in_threads(function: Callable[[str], Any], items: list[str]) -> Iterator[Any]:
-    """Results in the order of the items, from a few threads that are a few groups ahead of the reader."""
+    """Results in the order of the items; slow ones from threads that are a few groups ahead of the reader."""
 
     def of_group(start):
         return [function(item) for item in items[start : start + _GROUP]]
 
+    begin = time.perf_counter()
+    first = of_group(0)
+    is_slow = time.perf_counter() - begin > _SLOW * len(first)
+    yield from first
+    if not is_slow:
+        yield from map(function, items[_GROUP:])
+        return
     ahead = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(items), _GROUP):
+        for start in range(_GROUP, len(items), _GROUP):
             ahead.append(pool.submit(of_group, start))
             if len(ahead) > 2 * _THREADS:
                 yield from ahead.popleft().result()
