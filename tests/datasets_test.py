@@ -7,7 +7,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from experiments.data import datasets
+from experiments.data import datasets, image_folder
 from tests import dataset_writers
 
 
@@ -217,7 +217,10 @@ def test_constant_images_have_no_zero_deviation(tmp_path):
         ({"labels": np.arange(20) / 2}, "float64"),
         ({"labels": np.array([None] * 20)}, "allow_pickle"),
         ({"labels": np.arange(20)}, "no fifth"),
-        ({"images": np.zeros((0, 8, 8), np.uint8), "labels": np.zeros(0, int)}, "no fifth"),
+        (
+            {"images": np.zeros((0, 8, 8), np.uint8), "labels": np.zeros(0, int)},
+            r"images is uint8 \[0, 8, 8\]",
+        ),
     ],
 )
 def test_bad_npz(tmp_path, change, message):
@@ -237,7 +240,7 @@ def test_npz_whose_parts_do_not_fit(tmp_path):
     }
     file = tmp_path / "bad.npz"
     np.savez(file, **content)
-    with pytest.raises(ValueError, match="test labels from 1 to 2, expected 0 to 1"):
+    with pytest.raises(ValueError, match="test_labels are from 1 to 2, expected 0 to 1"):
         datasets.load(str(file))
     np.savez(file, **content | {"test_images": dataset_writers.random_images(4, shape=(8, 8))})
     with pytest.raises(ValueError, match="one shape"):
@@ -295,6 +298,25 @@ def test_image_folder(tmp_path, test):
     )
 
 
+@pytest.mark.parametrize(("threads", "slow"), [(1, 0), (5, 0), (5, 9)])
+def test_image_folder_in_threads(tmp_path, monkeypatch, threads, slow):
+    """The pixels and the order of a plain loop, and the first of the damaged files."""
+    write_folder(tmp_path, [(9, 8)] * 70)
+    (tmp_path / "train" / "cat" / "20").mkdir()
+    Image.new("L", (9, 8), 3).save(tmp_path / "train" / "cat" / "20" / "0.png")
+    monkeypatch.setattr(image_folder, "_THREADS", threads)
+    monkeypatch.setattr(image_folder, "_SLOW", slow)
+    dataset = datasets.load(str(tmp_path))
+    paths = [path for name in ("cat", "dog") for path in sorted((tmp_path / "train" / name).rglob("*.[Pp]*"))]
+    expected = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    np.testing.assert_array_equal(dataset.train_images, expected)
+    assert dataset.train_labels.tolist() == [0] * 71 + [1] * 70
+    for name in ("cat/68.PNG", "dog/12.PNG"):
+        (tmp_path / "train" / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cat/68\.PNG: cannot be decoded"):
+        datasets.load(str(tmp_path))
+
+
 def test_image_folder_of_mixed_sizes(tmp_path):
     write_folder(tmp_path, [(20, 12), (16, 16), (7, 30)])
     with pytest.raises(ValueError, match=r"16 x 16.*20 x 12.*--image_size"):
@@ -320,7 +342,7 @@ def test_damaged_image_folder(tmp_path):
         datasets.load(str(tmp_path))
     file.unlink()
     (tmp_path / "val" / "cat" / "0.PNG").unlink()
-    with pytest.raises(FileNotFoundError, match="val: no image"):
+    with pytest.raises(FileNotFoundError, match="val/cat: no image"):
         datasets.load(str(tmp_path))
     (tmp_path / "val" / "wolf").mkdir()
     with pytest.raises(ValueError, match="wolf is not in"):

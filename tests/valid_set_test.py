@@ -78,15 +78,12 @@ def test_folders_of_images(files, tmp_path):
     ("content", "message"),
     [
         ({"valid_images": DARK}, r"holds \['valid_images'\], expected valid_images and valid_labels"),
-        (
-            {"valid_images": DARK, "valid_labels": LABELS + 1},
-            "validation labels from 1 to 4, expected 0 to 3",
-        ),
+        ({"valid_images": DARK, "valid_labels": LABELS + 1}, "valid_labels are from 1 to 4, expected 0 to 3"),
         ({"valid_images": DARK, "valid_labels": LABELS[:3]}, r"expected integers \[7\]"),
-        ({"valid_images": DARK[:, :4], "valid_labels": LABELS}, r"7 validation images \[4, 8, 3\]"),
+        ({"valid_images": DARK[:, :4], "valid_labels": LABELS}, r"valid_images are \[4, 8, 3\]"),
         ({"valid_images": DARK[..., :2], "valid_labels": LABELS}, r"uint8 \[7, 8, 8, 2\]"),
         ({"valid_images": DARK / 255, "valid_labels": LABELS}, "float64"),
-        ({"valid_images": DARK[:0], "valid_labels": LABELS[:0]}, "0 validation images"),
+        ({"valid_images": DARK[:0], "valid_labels": LABELS[:0]}, r"valid_images is uint8 \[0, 8, 8, 3\]"),
         (b"text", "truncated"),
     ],
 )

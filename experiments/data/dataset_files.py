@@ -1,24 +1,24 @@
-"""Readers of image files into NumPy arrays: SVHN, custom `.npz`, a folder of images per class.
+"""Readers of files of arrays: SVHN, custom `.npz`.
 
 Contract: what is missing ends as FileNotFoundError that lists what was looked for; what is truncated, hostile
 or simply another file as ValueError that names the file, what was got and what was expected. Nothing here
-downloads or writes, and `.npz` files are read without pickles. The CIFAR formats are in `cifar_files.py`.
+downloads or writes, and `.npz` files are read without pickles. The CIFAR formats are in `cifar_files.py`,
+folders of images in `image_folder.py`.
 """
 
 import contextlib
 import pathlib
 import zipfile
-import zlib
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.io
-import tqdm
 from absl import logging
-from PIL import Image
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# Names of the arrays of an .npz file.
+_TRAIN_AND_TEST = {"train_images", "train_labels", "test_images", "test_labels"}
+_ALONE = {"images", "labels"}
+_VALID = {"valid_images", "valid_labels"}
 
 
 class Arrays(NamedTuple):
@@ -68,30 +68,40 @@ def _read_mat(path):
 def read_npz(path):
     """Reads a custom set: {train,test}_{images,labels}, or images and labels alone, without a test part.
 
-    Beside these may be valid_images and valid_labels. Images are uint8 [N, H, W, 3], [N, H, W] or
-    [N, H, W, 1] (grey is repeated to three channels), labels [N] integers from 0.
+    Beside these may be valid_images and valid_labels, and arrays named ..._index, which are not read; no
+    others. Images are uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1] (grey is repeated to three channels).
+    Labels are N integers along one axis, such as [N] or [N, 1]; those of training are 0, 1, ... without a
+    gap, the others some of these.
     """
-    with _open_npz(path) as archive:
-        present = set(archive.files)
-        names = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "labels")]
-        prefixes = ("train_", "test_") if set(names) <= present else ("",)
-        if not {f"{prefixes[0]}images", f"{prefixes[0]}labels"} <= present:
-            expected = f"{', '.join(names[:3])} and {names[3]}, or images and labels"
-            raise ValueError(f"it holds {sorted(present)}, expected {expected}")
-        parts = [array for prefix in prefixes for array in _read_part(archive, prefix)]
-        valid = _read_part(archive, "valid_") if present & {"valid_images", "valid_labels"} else ()
-    return Arrays(*parts, *[None] * (4 - len(parts)), *valid)
+    with _open_npz(path, _TRAIN_AND_TEST, _ALONE) as archive:
+        names = set(archive.files)
+        prefix = "train_" if names >= _TRAIN_AND_TEST else ""
+        images, labels = _read_part(archive, prefix)
+        classes = np.unique(labels)
+        if classes[-1] != len(classes) - 1:
+            got = f"{len(classes)} numbers from {classes[0]} to {classes[-1]}"
+            raise ValueError(f"{prefix}labels are {got}, expected 0 to {len(classes) - 1} without a gap")
+        of_train = images.shape[1:], len(classes)
+        test = _read_part(archive, "test_", *of_train) if prefix else (None, None)
+        valid = _read_part(archive, "valid_", *of_train) if names & _VALID else (None, None)
+    return Arrays(images, labels, *test, *valid)
 
 
-def read_valid_npz(path):
-    """Reads valid_images and valid_labels alone, as `read_npz` does: (images, labels)."""
-    with _open_npz(path) as archive:
-        return _read_part(archive, "valid_")
+def read_valid_npz(path, shape, num_classes):
+    """Reads valid_images and valid_labels alone, as `read_npz` does: (images, labels).
+
+    `shape`, (H, W, 3), and `num_classes` are of the training images.
+    """
+    with _open_npz(path, _TRAIN_AND_TEST, _ALONE, set()) as archive:
+        return _read_part(archive, "valid_", shape, num_classes)
 
 
 @contextlib.contextmanager
-def _open_npz(path):
-    """The archive; what is wrong with it, or with what is read from it, is said with its path."""
+def _open_npz(path, *expected):
+    """The archive; what is wrong with it, or with what is read from it, is said with its path.
+
+    `expected` are sets of names that it may have, beside those of validation images.
+    """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -99,112 +109,45 @@ def _open_npz(path):
         raise ValueError(f"{path}: truncated, or not an .npz archive")
     try:
         with np.load(path, allow_pickle=False) as archive:
+            names = {name for name in archive.files if not name.endswith("index")}
+            if names - _VALID not in expected:
+                forms = f"{', '.join(sorted(_TRAIN_AND_TEST))}, or images and labels"
+                got = f"it holds {sorted(names)}"
+                raise ValueError(f"{got}, expected {forms}, perhaps with valid_images and valid_labels")
             yield archive
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, NotImplementedError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_part(archive, prefix):
-    """Images and labels of the names with a prefix, checked."""
+def _read_part(archive, prefix, shape=None, num_classes=None):
+    """Images and labels of the names with a prefix, checked, also against those of training if given."""
     where, name = f"{prefix}images", f"{prefix}labels"
     if not {where, name} <= set(archive.files):
         raise ValueError(f"it holds {sorted(archive.files)}, expected {where} and {name}")
-    images, labels = archive[where], archive[name]
+    images, labels = _read_array(archive, where), _read_array(archive, name)
     grey = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 1)
-    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[-1] == 3)):
-        expected = "uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1]"
+    is_known = grey or (images.ndim == 4 and images.shape[-1] == 3)
+    if images.dtype != np.uint8 or not is_known or not images.size:
+        expected = "uint8 [N, H, W, 3], [N, H, W] or [N, H, W, 1], and some images"
         raise ValueError(f"{where} is {images.dtype} {list(images.shape)}, expected {expected}")
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+    if labels.dtype.kind not in "iu" or not labels.size == len(images) == max(labels.shape, default=0):
         got = f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(f"{where} has labels {got}, expected integers [{len(images)}]")
+        raise ValueError(f"{name} is {got}, expected integers [{len(images)}], one for each of {where}")
     if grey:
         images = np.repeat(images.reshape(*images.shape[:3], 1), 3, axis=-1)
-    return images, labels
+    if shape is not None and images.shape[1:] != shape:
+        got = f"{list(images.shape[1:])} and the training images are {list(shape)}"
+        raise ValueError(f"{where} are {got}, expected one shape")
+    lowest, highest = labels.min(), labels.max()
+    if lowest < 0 or (num_classes is not None and highest >= num_classes):
+        expected = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
+        raise ValueError(f"{name} are from {lowest} to {highest}, expected {expected}")
+    return images, labels.reshape(-1)
 
 
-def read_image_folder(root, image_size=None):
-    """Reads a folder of images per class, as ImageNet is laid out.
-
-    Args:
-      root: folder with train/<class>/<image> and val/<class>/<image> (or test/), which are for testing; and
-        perhaps valid/<class>/<image>, to validate with. Classes are in sorted order.
-      image_size: side in pixels to which every image is brought (shorter side resized, bicubic; centre
-        cropped); None keeps the images, which then must all have one size.
-
-    Returns:
-      Arrays with images uint8 [N, H, W, 3].
-
-    Raises:
-      FileNotFoundError: a folder is missing or empty. ValueError: no image, or one of another size.
-    """
-    root = pathlib.Path(root)
-    tests = [root / name for name in ("val", "test") if (root / name).is_dir()]
-    if not (root / "train").is_dir() or not tests:
-        raise FileNotFoundError(
-            f"{root}: expected folders train/<class>/ and val/<class>/ (or test/<class>/) in it"
-        )
-    classes, shape, parts = class_names(root), None, []
-    for folder in (root / "train", tests[0], root / "valid"):
-        if folder.is_dir():
-            parts += read_classes(folder, classes, image_size, shape)
-            shape = parts[0].shape[1:]
-    return Arrays(*parts)
-
-
-def class_names(root):
-    """The classes of a folder of images that `read_image_folder` reads, by label."""
-    return sorted(folder.name for folder in (pathlib.Path(root) / "train").iterdir() if folder.is_dir())
-
-
-def read_classes(
-    folder: pathlib.Path, classes: Sequence[str], image_size: int | None, shape: tuple[int, int, int] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads folder/<class>/<image>; some classes may have none.
-
-    Args:
-      classes: names of the training images' classes, by label.
-      image_size: as of `read_image_folder`.
-      shape: of the training images, (H, W, 3); None for that of the first image.
-
-    Returns:
-      Images uint8 [N, H, W, 3], labels int32 [N].
-
-    Raises: as `read_image_folder`.
-    """
-    unknown = sorted({f.name for f in folder.iterdir() if f.is_dir()} - set(classes))
-    if unknown:
-        known = f"the {len(classes)} of the training images, {classes[0]} to {classes[-1]}"
-        raise ValueError(f"{folder}: class {' and class '.join(unknown)} is not in {known}")
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not files:
-        raise FileNotFoundError(f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in its class folders")
-    images, example = [], files[0][0] if shape is None else "a training image"
-    for path, _ in tqdm.tqdm(files, desc=folder.name, unit="image", disable=None):
-        images.append(_decode_image(path, image_size))
-        shape = shape or images[0].shape
-        if images[-1].shape != shape:
-            raise ValueError(
-                f"{path} is {images[-1].shape[1]} x {images[-1].shape[0]} and {example} is "
-                f"{shape[1]} x {shape[0]}: give --image_size to bring all to one size"
-            )
-    return np.stack(images), np.array([label for _, label in files], np.int32)
-
-
-def _decode_image(path, image_size):
+def _read_array(archive, name):
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be decoded as an image: {error}") from error
-    if image_size is not None:
-        scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        image = image.crop((left, top, left + image_size, top + image_size))
-    return np.asarray(image)
+        return np.asarray(archive[name])
+    # A damaged or encrypted file, a pickle or an impossible shape can raise nearly anything.
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error

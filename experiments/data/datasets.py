@@ -2,7 +2,8 @@
 
 Contract: `load` returns a `Dataset` of uint8 images and int32 labels that fits on the device and is
 indexed there. Only "embedded" and its reduced form ship with the project; the others come from files of
-the user (`dataset_files.py`, `cifar_files.py`), which are downloaded only on request (`dataset_download.py`).
+the user (`dataset_files.py`, `image_folder.py`, `cifar_files.py`), which are downloaded only on request
+(`dataset_download.py`).
 
 Statistics: CIFAR-10, CIFAR-100 and SVHN use the CIFAR-10 values of the papers (their standard deviation is
 the well-known mean of the deviations of single images); every other set uses those of all training pixels.
@@ -16,7 +17,7 @@ import numpy as np
 
 from dada import augment
 from dada.training import sgd
-from experiments.data import cifar_files, dataset_download, dataset_files
+from experiments.data import cifar_files, dataset_download, dataset_files, image_folder
 
 EMBEDDED = pathlib.Path(__file__).parent / "fashion_mnist_5k.npz"
 # Training images that are kept: the sets on which the papers search, and a quarter of the embedded one, which
@@ -40,18 +41,22 @@ class Dataset(NamedTuple):
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-    num_classes: int
+    class_names: tuple[str, ...]  # by label: of its folders, or else the labels
     mean: np.ndarray
     std: np.ndarray
     valid_images: np.ndarray | None = None  # of where a model will be used; None: a search splits one off
     valid_labels: np.ndarray | None = None
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
-def load(name, data_dir=None, download=False, image_size=None, valid_dataset=None):
+
+def load(name, data_dir=None, download=False, image_size=None, valid_dataset=None, exif_orientation=True):
     """Loads a data set.
 
     Args:
-      name: one of NAMES; or the path of an `.npz` file or of a folder of images (`dataset_files`).
+      name: one of NAMES; or the path of an `.npz` file or of a folder of images (`image_folder`).
       data_dir: folder with the official files of CIFAR or SVHN, or where to put them.
       download: fetch the official files into data_dir if they are not there.
       image_size: for folders of images only: side in pixels to which all are brought; None keeps their size.
@@ -59,6 +64,7 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
         valid_images and valid_labels, or a folder of images per class, named as in the training folder, or by
         label (0, 1, ...) if the training images are no folder. They take the place of any that the data set
         has itself, so that a model can be fitted to several places of use with the same training images.
+      exif_orientation: turn photos of folders upright; False, for folders only, is how the papers load them.
 
     Returns:
       Dataset. The images of "embedded", CIFAR and SVHN are 32 x 32; a custom set keeps its size. A reduced
@@ -77,10 +83,12 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
     if image_size is not None and (not has_folder or image_size < 1):
         expected = "a positive number of pixels, and only for a folder of images"
         raise ValueError(f"image_size {image_size} for {name!r}: expected {expected}")
-    base = name.removeprefix("reduced_")
+    if not exif_orientation and not has_folder:
+        raise ValueError(f"--noexif_orientation for {name!r}: expected only for a folder of images")
+    base, classes = name.removeprefix("reduced_"), None
     if base in NUM_CLASSES:
         arrays = _read_official(name, data_dir, download)
-        num_classes = NUM_CLASSES[base]
+        classes = range(NUM_CLASSES[base])
         mean, std = (np.array(values, np.float32) for values in (augment.CIFAR_MEAN, augment.CIFAR_STD))
     else:
         if base == "embedded":
@@ -91,7 +99,7 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
                 test_images=np.pad(arrays.test_images, padding),
             )
         elif is_folder:
-            arrays = dataset_files.read_image_folder(path, image_size)
+            arrays, classes = image_folder.read(path, image_size, exif_orientation)
         elif path.suffix == ".npz":
             arrays = dataset_files.read_npz(path)
         else:
@@ -101,26 +109,28 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
             arrays = _split_off_test(name, arrays)
         if name in REDUCED:
             arrays = _reduce(name, arrays)
-        num_classes = _count_classes(name, arrays)
+        classes = classes or range(arrays.train_labels.max() + 1)
+        if len(classes) < 2:
+            raise ValueError(f"{name}: got one class, expected two or more")
         mean, std = _pixel_statistics(arrays.train_images)
+    classes = tuple(map(str, classes))
     train = arrays.train_images, arrays.train_labels.astype(np.int32)
     test = arrays.test_images, arrays.test_labels.astype(np.int32)
     valid = arrays.valid_images, arrays.valid_labels
     if valid_dataset is not None:
-        classes = dataset_files.class_names(path) if is_folder else [str(n) for n in range(num_classes)]
-        valid = _read_valid(pathlib.Path(valid_dataset), classes, image_size, train[0].shape[1:])
+        shape = train[0].shape[1:]
+        valid = _read_valid(pathlib.Path(valid_dataset), classes, shape, image_size, exif_orientation)
     if valid[0] is not None:
-        _check_part(valid_dataset or name, "validation", *valid, train[0].shape[1:], num_classes)
         valid = valid[0], valid[1].astype(np.int32)
-    return Dataset(name, *train, *test, num_classes, mean, std, *valid)
+    return Dataset(name, *train, *test, classes, mean, std, *valid)
 
 
-def _read_valid(path, classes, image_size, shape):
+def _read_valid(path, classes, shape, image_size, exif_orientation):
     """Validation images and labels of a file or folder of their own."""
     if path.is_dir():
-        return dataset_files.read_classes(path, classes, image_size, shape)
+        return image_folder.read_valid(path, classes, shape, image_size, exif_orientation)
     if path.suffix == ".npz":
-        return dataset_files.read_valid_npz(path)
+        return dataset_files.read_valid_npz(path, shape, len(classes))
     expected = "an .npz file or an existing folder of images per class"
     raise ValueError(f"--valid_dataset={path}: expected {expected}")
 
@@ -175,37 +185,16 @@ def _split_off_test(name, arrays):
     )
 
 
-def _count_classes(name, arrays):
-    """Number of classes of a custom set, whose parts must fit together."""
-    if not arrays.train_labels.size:
-        raise ValueError(f"{name}: got no training images, expected some")
-    present = np.unique(arrays.train_labels)
-    num_classes = len(present)
-    if present[0] != 0 or present[-1] != num_classes - 1:
-        got = f"{num_classes} numbers from {present[0]} to {present[-1]}"
-        expected = f"0 to {num_classes - 1} without a gap"
-        raise ValueError(f"{name}: the training labels are {got}, expected {expected}")
-    test = arrays.test_images, arrays.test_labels
-    _check_part(name, "test", *test, arrays.train_images.shape[1:], num_classes)
-    return num_classes
-
-
-def _check_part(path, part, images, labels, shape, num_classes):
-    """Refuses images that do not go with the training images, of a shape and a number of classes."""
-    if images.shape[1:] != shape or not labels.size:
-        got = f"{labels.size} {part} images {list(images.shape[1:])} and training images {list(shape)}"
-        raise ValueError(f"{path}: {got}, expected some of each and one shape")
-    lowest, highest = labels.min(), labels.max()
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(f"{path}: {part} labels from {lowest} to {highest}, expected 0 to {num_classes - 1}")
-
-
 def _pixel_statistics(images):
     """Mean and standard deviation of each channel, exact: from the counts of the 256 values."""
-    values = np.arange(256) / 255
+    values, counts = np.arange(256) / 255, np.zeros((3, 256), int)
+    for start in range(0, len(images), 256):  # counting takes eight bytes for each
+        for channel in range(3):
+            counts[channel] += np.bincount(
+                images[start : start + 256, ..., channel].reshape(-1), minlength=256
+            )
     statistics = []
-    for channel in range(3):
-        share = np.bincount(images[..., channel].reshape(-1), minlength=256) / images[..., 0].size
+    for share in counts / images[..., 0].size:
         mean = share @ values
         # A channel of one colour would make normalisation divide by zero: one grey level instead.
         statistics.append((mean, max(np.sqrt(share @ (values - mean) ** 2), 1 / 255)))
@@ -219,7 +208,14 @@ def search_split(dataset, seed=0):
 
     Returns:
       (train_indices, valid_indices), int32, disjoint, together the whole training set.
+
+    Raises:
+      ValueError: a class has one image only.
     """
+    single = np.flatnonzero(np.bincount(dataset.train_labels) == 1)
+    if single.size:
+        got = f"{dataset.name}: class {dataset.class_names[single[0]]} has one training image"
+        raise ValueError(f"{got}, expected two or more, or validation images of their own")
     train, valid = stratified_split(dataset.train_labels, -(-len(dataset.train_labels) // 2), seed)
     return train.astype(np.int32), valid.astype(np.int32)
 
@@ -270,10 +266,11 @@ def stratified_split(labels, test_size, seed=0):
     Raises:
       ValueError: a class has fewer than two images, or a part would have fewer images than there are classes.
     """
-    _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    present, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     train_size = len(labels) - test_size
     if not len(labels) or counts.min() < 2 or min(train_size, test_size) < len(counts):
-        split = f"{len(labels)} images of {len(counts)} classes into {train_size} and {test_size}"
+        single = f" (one of class {present[counts.argmin()]})" if 1 in counts else ""
+        split = f"{len(labels)} images of {len(counts)} classes{single} into {train_size} and {test_size}"
         expected = f"two or more of each class, and parts of {len(counts)} or more"
         raise ValueError(f"cannot split {split}: expected {expected}")
     generator = np.random.RandomState(seed)

@@ -57,7 +57,8 @@ def draw(
         size = run.flags.get("image_size")
         size = size and int(size)
         paths = run.flags["dataset"], run.flags.get("data_dir"), False
-        dataset = datasets.load(*paths, size, run.flags.get("valid_dataset"))
+        is_upright = run.flags.get("exif_orientation") != "false"
+        dataset = datasets.load(*paths, size, run.flags.get("valid_dataset"), is_upright)
     folder = run_folder.RunFolder(run.path).figures_path
     planted_names = [op.name for op in run.planted]
     num_valid = run.flags.get("num_valid")

@@ -36,6 +36,7 @@ def define(values: flags.FlagValues) -> None:
     add.bool("download", False, "Fetch the official files into --data_dir if they are missing.")
     about = "Side to which folders of images are brought. Default: as they are."
     add.integer("image_size", None, about, lower_bound=1)
+    add.bool("exif_orientation", True, "Turn photos of folders upright, as their EXIF entry says.")
     about = "NAME[:VALUE],..., on every validation image of a search or test image of a training; or empty."
     add.string("planted_op", None, about)
 
@@ -68,7 +69,8 @@ def given_in_vain(values: flags.FlagValues, unread: Iterable[str]) -> list[str]:
 def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
     """The data set that resolved flags say; raises as `datasets.load`."""
     names = ("dataset", "data_dir", "download", "image_size")
-    return datasets.load(*(settings[name] for name in names), settings.get("valid_dataset"))
+    exif_orientation = settings["exif_orientation"]
+    return datasets.load(*(settings[name] for name in names), settings.get("valid_dataset"), exif_orientation)
 
 
 def _flags(values):
