@@ -195,12 +195,22 @@ def read_classes(
     return np.stack(images), np.array([label for _, label in files], np.int32)
 
 
-def _decode_image(path, image_size):
+def open_image(path):
+    """Decodes an image file, also one inside an archive (`zipfile.Path`), to a PIL image with mode RGB.
+
+    Raises:
+      ValueError: it cannot be decoded.
+    """
+    damaged = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error)
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with path.open("rb") as file, Image.open(file) as image:
+            return image.convert("RGB")
+    except damaged as error:
         raise ValueError(f"{path}: cannot be decoded as an image: {error}") from error
+
+
+def _decode_image(path, image_size):
+    image = open_image(path)
     if image_size is not None:
         scale = image_size / min(image.size)
         width, height = (max(image_size, round(side * scale)) for side in image.size)

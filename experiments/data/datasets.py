@@ -102,7 +102,7 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
         if name in REDUCED:
             arrays = _reduce(name, arrays)
         num_classes = _count_classes(name, arrays)
-        mean, std = _pixel_statistics(arrays.train_images)
+        mean, std = pixel_statistics(arrays.train_images)
     train = arrays.train_images, arrays.train_labels.astype(np.int32)
     test = arrays.test_images, arrays.test_labels.astype(np.int32)
     valid = arrays.valid_images, arrays.valid_labels
@@ -200,7 +200,7 @@ def _check_part(path, part, images, labels, shape, num_classes):
         raise ValueError(f"{path}: {part} labels from {lowest} to {highest}, expected 0 to {num_classes - 1}")
 
 
-def _pixel_statistics(images):
+def pixel_statistics(images):
     """Mean and standard deviation of each channel, exact: from the counts of the 256 values."""
     values = np.arange(256) / 255
     statistics = []
