@@ -14,6 +14,7 @@ COPIES = {
     "pixels": "ops",
     "calculus": "gradients",
     "networks": "models",
+    "detectors": "detection",
     "augmentation": ("ops", "policies", "augment"),
     "trainer": ("ops", "policies", "augment", "training", "checks.py"),
     "everything": ".",
@@ -52,6 +53,15 @@ network, config = networks.by_name("wrn_10_1", 5, 8)
 params, stats = jax.jit(network.init, static_argnums=1)(jax.random.key(0), config)
 logits, _ = jax.jit(network.apply, static_argnums=3)(params, stats, images / np.float32(255), False)
 assert logits.shape == (2, 5)
+
+from detectors import average_precision, candidates, losses, suppression
+anchor, label = jnp.array([[2.0, 2.0, 6.0, 6.0]]), jnp.zeros((1, 1), int)
+logits, deltas = jnp.full((1, 1, 1), 9.0), jnp.zeros((1, 1, 4))
+loss, _ = losses.per_image(logits, deltas, anchor, anchor[None], label, label == 0)
+assert loss < 1e-6
+found = suppression.detections(candidates.best(logits, deltas, anchor, (8, 8)), np.ones((1, 2)))
+truth = average_precision.Truth(found[0].boxes, np.zeros(1, int), np.ones(1), np.zeros(1, bool))
+np.testing.assert_allclose(average_precision.evaluate([truth], found, 1).numbers["AP"], 1)
 
 from augmentation import augment, ops, policies
 

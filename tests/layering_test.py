@@ -9,9 +9,9 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted([*(ROOT / "dada").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")])
-LEAVES = ("dada.ops", "dada.gradients", "dada.models", "dada.policies", "dada.augment")
+LEAVES = ("dada.ops", "dada.gradients", "dada.models", "dada.detection", "dada.policies", "dada.augment")
 # What each room imports from, besides itself; what no room holds is a command.
-_LOWER = ("ops", "gradients", "models", "policies", "augment", "training", "checks")
+_LOWER = ("ops", "gradients", "models", "detection", "policies", "augment", "training", "checks")
 _BELOW_SEARCHES = [f"dada.{room}" for room in _LOWER]
 _METHOD = [*_BELOW_SEARCHES, "dada.searches.losses"]
 _RUNS = ["experiments.data", "experiments.runs"]
@@ -22,6 +22,7 @@ ROOMS = {
     "dada.ops": [],
     "dada.gradients": [],
     "dada.models": [],
+    "dada.detection": [],
     "dada.policies": ["dada.ops"],
     "dada.augment": ["dada.ops", "dada.policies"],
     "dada.training": ["dada.ops", "dada.models", "dada.policies", "dada.augment", "dada.checks"],

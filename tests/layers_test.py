@@ -91,6 +91,27 @@ def test_pools_have_derivatives_of_both_orders_in_every_mode(pool):
         check_grads(jax.jit(scalar), (inputs,), order=2, atol=1e-4, rtol=1e-4)
 
 
+def test_group_norm_is_that_of_the_definition():
+    with jax.enable_x64(True):
+        params, _ = _norm(16, dtype=float)
+        inputs = 3.0 + _random(1, (2, 3, 4, 16), float)
+        expected = np.empty_like(inputs)
+        for image in range(2):
+            for group in (slice(0, 8), slice(8, 16)):
+                values = inputs[image, ..., group]
+                normal = (values - values.mean()) / np.sqrt(values.var() + 1e-5)
+                expected[image, ..., group] = normal * params["scale"][group] + params["bias"][group]
+        np.testing.assert_allclose(layers.group_norm(params, inputs), expected, rtol=1e-9)
+        check_grads(jax.jit(layers.group_norm), (params, inputs), order=1, atol=1e-4, rtol=1e-4)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params, stats = layers.init_group_norm(16)
+        assert stats == {}
+        outputs = layers.group_norm(params, inputs.astype(dtype))
+        assert outputs.dtype == dtype
+    with pytest.raises(ValueError, match=r"group_norm: expected inputs \[B, H, W, 16\], got \(2, 8\)"):
+        layers.group_norm(params, jnp.ones((2, 8)))
+
+
 def test_max_pool_gives_the_gradient_to_the_first_maximum():
     gradient = jax.grad(lambda x: layers.max_pool_3x3(x).sum())(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0], [0, 0]])

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dada import models
-from dada.models import pyramidnet, resnet, shake_shake, wide_resnet
+from dada.models import pyramidnet, resnet, retinanet, shake_shake, wide_resnet
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ from dada.models import pyramidnet, resnet, shake_shake, wide_resnet
         ("pyramidnet_272_200", pyramidnet, pyramidnet.Config(272, 200, 7)),
         ("resnet_18", resnet, resnet.Config(18, 7, small_images=True)),
         ("resnet_50", resnet, resnet.Config(50, 7, small_images=True)),
+        ("resnet_101", resnet, resnet.Config(101, 7, small_images=True)),
         ("resnet_200", resnet, resnet.Config(200, 7, small_images=True)),
     ],
 )
@@ -41,3 +42,15 @@ def test_unknown_names_are_answered_with_the_forms(name):
     text = f"expected a network of the form {models.FORMS}, got {name!r}"
     with pytest.raises(ValueError, match=re.escape(text)):
         models.by_name(name, 10, 32)
+
+
+def test_detector_by_name():
+    for depth in (18, 50, 101):
+        config = retinanet.Config(depth, 7)
+        assert models.detector_by_name(f"retinanet_resnet_{depth}", 7) == (retinanet, config)
+    small = retinanet.Config(18, 7, 24, "group", levels=3, channels=64, head_layers=2, anchor_scale=2.0)
+    assert models.detector_by_name("retinanet_resnet_18_24", 7) == (retinanet, small)
+    for name in ("retinanet", "retinanet_resnet_34", "retinanet_resnet_50_16", "resnet_50"):
+        text = f"expected a detector of the form {models.DETECTOR_FORMS}, got {name!r}"
+        with pytest.raises(ValueError, match=re.escape(text)):
+            models.detector_by_name(name, 7)

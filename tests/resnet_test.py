@@ -1,5 +1,6 @@
 """Residual networks: sizes of the originals, and the network written out."""
 
+import dataclasses
 import functools
 
 import jax
@@ -33,6 +34,7 @@ def _tiny(depth, small_images):
         (18, 10, True, 11_173_962),
         (50, 1000, False, 25_557_032),
         (50, 120, False, 23_753_912),
+        (101, 1000, False, 44_549_160),
         (200, 1000, False, 64_673_832),
     ],
 )
@@ -127,6 +129,36 @@ def test_network_is_that_of_the_definition(depth, small_images):
             assert set(jax.tree.leaves(changed)) == {is_training}
 
 
+def test_features_are_the_outputs_of_the_stages():
+    params, stats, images = _tiny(18, False)
+    with jax.enable_x64(True):
+        features, new_stats = quick_jit.jit(resnet.features, static_argnums=3)(params, stats, images, True)
+        expected = quick_jit.jit(resnet.apply, static_argnums=3)(params, stats, images, True)
+        logits = layers.dense(params["dense"], layers.global_average_pool(features[-1]))
+    shapes = [feature.shape for feature in features]
+    assert shapes == [(4, 7, 7, 3), (4, 4, 4, 6), (4, 2, 2, 12), (4, 1, 1, 24)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), (logits, new_stats), expected)
+
+
+def test_with_group_norm_an_image_is_by_itself():
+    config = resnet.Config(18, 5, width=8, small_images=True, norm="group")
+    params, stats = _shapes(config)
+    of_batch_norm, _ = _shapes(dataclasses.replace(config, norm="batch"))
+    assert jax.tree.structure(params) == jax.tree.structure(of_batch_norm)
+    assert not jax.tree.leaves(stats)
+    params, stats = network_checks.off_initial(params, stats, 0.3)
+    images = network_checks.images(2, 8)
+    apply = quick_jit.jit(resnet.apply, static_argnums=3)
+    logits, new_stats = apply(params, stats, images, True)
+    assert new_stats == stats
+    other, _ = apply(params, stats, np.stack([images[0], images[1] ** 2]), True)
+    np.testing.assert_array_equal(logits[0], other[0])
+    assert not np.allclose(logits[1], other[1])
+    np.testing.assert_array_equal(apply(params, stats, images, False)[0], logits)
+    with pytest.raises(ValueError, match="group_norm: expected a multiple of 8 channels, got 12"):
+        _shapes(dataclasses.replace(config, width=12))
+
+
 def test_forward_and_reverse_mode_and_differences_agree():
     with jax.enable_x64(True):
         params, stats, images = jax.tree.map(jnp.asarray, _tiny(18, False))
@@ -181,10 +213,11 @@ def test_initial_values():
 @pytest.mark.parametrize(
     ("config", "error", "text"),
     [
-        (resnet.Config(depth=34), ValueError, "expected depth 18, 50 or 200, got 34"),
+        (resnet.Config(depth=34), ValueError, "expected depth 18, 50, 101 or 200, got 34"),
         (resnet.Config(num_classes=0), ValueError, "expected num_classes >= 1, got 0"),
         (resnet.Config(width=1.5), TypeError, "expected an integer width, got 1.5"),
         (resnet.Config(small_images=1), TypeError, "expected a bool small_images, got 1"),
+        (resnet.Config(norm="layer"), ValueError, "expected norm batch or group, got 'layer'"),
     ],
 )
 def test_bad_config_is_named(config, error, text):

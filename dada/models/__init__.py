@@ -28,14 +28,16 @@ import re
 from types import ModuleType
 from typing import Any
 
-from . import pyramidnet, resnet, shake_shake, wide_resnet
+from . import pyramidnet, resnet, retinanet, shake_shake, wide_resnet
 
 # Up to this side, a ResNet keeps the resolution of the image in its stem.
 SMALL_IMAGE_SIZE = 64
 
 FORMS = (
-    "wrn_<depth>_<width>, shake_shake_26_2x<32, 64, 96 or 112>d, pyramidnet_272_200, resnet_<18, 50 or 200>"
+    "wrn_<depth>_<width>, shake_shake_26_2x<32, 64, 96 or 112>d, pyramidnet_272_200, "
+    "resnet_<18, 50, 101 or 200>"
 )
+DETECTOR_FORMS = "retinanet_resnet_<18, 50 or 101>, retinanet_resnet_18_<width>"
 
 
 def by_name(name: str, num_classes: int, image_size: int) -> tuple[ModuleType, Any]:
@@ -57,7 +59,36 @@ def by_name(name: str, num_classes: int, image_size: int) -> tuple[ModuleType, A
         return shake_shake, shake_shake.Config(26, int(match[1]), num_classes)
     if name == "pyramidnet_272_200":
         return pyramidnet, pyramidnet.Config(272, 200, num_classes)
-    if match := re.fullmatch(r"resnet_(18|50|200)", name):
+    if match := re.fullmatch(r"resnet_(18|50|101|200)", name):
         small_images = image_size <= SMALL_IMAGE_SIZE
         return resnet, resnet.Config(int(match[1]), num_classes, small_images=small_images)
     raise ValueError(f"models: expected a network of the form {FORMS}, got {name!r}")
+
+
+def detector_by_name(name: str, num_classes: int) -> tuple[ModuleType, Any]:
+    """Finds a detector by its name.
+
+    Args:
+      name: "retinanet_resnet_50" is that of the papers, with batch norm; "retinanet_resnet_18_16" one with a
+        backbone of width 16 for images of some 200 pixels, three levels, narrow and short heads, anchors half
+        as large, and group norm, so that it can be trained from scratch.
+      num_classes: number of classes, without the background.
+    Returns:
+      (module, config), as of `by_name`; `retinanet` says what the network gives in place of logits.
+    Raises:
+      ValueError: no detector has that name; the message lists the forms.
+    """
+    if match := re.fullmatch(r"retinanet_resnet_(18|50|101)", name):
+        return retinanet, retinanet.Config(int(match[1]), num_classes)
+    if match := re.fullmatch(r"retinanet_resnet_18_(\d+)", name):
+        return retinanet, retinanet.Config(
+            18,
+            num_classes,
+            width=int(match[1]),
+            norm="group",
+            levels=3,
+            channels=64,
+            head_layers=2,
+            anchor_scale=2.0,
+        )
+    raise ValueError(f"models: expected a detector of the form {DETECTOR_FORMS}, got {name!r}")

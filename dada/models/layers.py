@@ -2,8 +2,8 @@
 
 Contract: feature maps are NHWC, kernels HWIO, linear weights [in, out]. Parameters are dicts
 `{"weight", "bias"}` (convolution, dense; a missing "bias" means none) and `{"scale", "bias"}`
-(batch norm); running statistics are `{"mean", "variance"}`. Inputs have the dtype of the parameters
-and the results too. Every layer supports forward mode, reverse mode and any nesting of the two.
+(norms); running statistics are `{"mean", "variance"}`, and `{}` of a group norm. Inputs have the dtype
+of the parameters and the results too. Every layer supports forward mode, reverse mode and any nesting.
 Noise belongs to one image of the whole batch, wherever that image is computed: a batch that is
 divided over devices sees the numbers that it would see on one.
 
@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 EPSILON = 1e-5
+GROUP_CHANNELS = 8
 Params = dict[str, jax.Array]
 
 
@@ -94,6 +95,19 @@ def init_batch_norm(channels: int) -> tuple[Params, Params]:
     params = {"scale": jnp.ones(channels, jnp.float32), "bias": jnp.zeros(channels, jnp.float32)}
     stats = {"mean": jnp.zeros(channels, jnp.float32), "variance": jnp.ones(channels, jnp.float32)}
     return params, stats
+
+
+def init_group_norm(channels: int) -> tuple[Params, Params]:
+    """Parameters of a group norm, as of `init_batch_norm`, and {}: it keeps no statistics.
+
+    Args:
+      channels: C, a multiple of 8.
+    Raises:
+      ValueError: another number of channels.
+    """
+    if channels % GROUP_CHANNELS:
+        raise ValueError(f"group_norm: expected a multiple of {GROUP_CHANNELS} channels, got {channels}")
+    return init_batch_norm(channels)[0], {}
 
 
 def conv(params: Params, inputs: jax.Array, *, stride: int = 1) -> jax.Array:
@@ -204,6 +218,35 @@ def batch_norm(
         lambda old, new: (1.0 - momentum) * old + momentum * jax.lax.stop_gradient(new), stats, batch
     )
     return _normalize(params, centered, variance).astype(inputs.dtype), new_stats
+
+
+def group_norm(params: Params, inputs: jax.Array) -> jax.Array:
+    """Group normalisation: each image by itself, 8 neighbouring channels at a time.
+
+      y = scale * (x - mean) / sqrt(variance + 1e-5) + bias
+
+    Mean and biased variance are those of a group over the image plane; in float32 where the inputs are
+    narrower.
+
+    Args:
+      params: {"scale": [C], "bias": [C]}.
+      inputs: [B, H, W, C].
+    Returns:
+      [B, H, W, C], dtype of the inputs.
+    Gradient: through mean and variance.
+    Raises:
+      ValueError: inputs of another rank or channel count.
+    Reference: Wu and He 2018, arXiv:1803.08494.
+    """
+    channels = params["scale"].shape[0]
+    if inputs.ndim != 4 or inputs.shape[-1] != channels:
+        raise ValueError(f"group_norm: expected inputs [B, H, W, {channels}], got {inputs.shape}")
+    wide = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
+    grouped = wide.reshape(*inputs.shape[:3], -1, GROUP_CHANNELS)
+    centered = grouped - jnp.mean(grouped, (1, 2, 4), keepdims=True)
+    variance = jnp.mean(jnp.square(centered), (1, 2, 4), keepdims=True)
+    variance = jnp.repeat(variance[..., 0], GROUP_CHANNELS, axis=-1)
+    return _normalize(params, centered.reshape(inputs.shape), variance).astype(inputs.dtype)
 
 
 def _normalize(params, centered, variance):

@@ -125,7 +125,7 @@ def apply(
     new_stats = {}
     hidden = layers.conv(params["stem"], images.astype(params["stem"]["weight"].dtype))
     hidden, new_stats["stem_norm"] = norm(params["stem_norm"], batch_stats["stem_norm"], hidden)
-    hidden, new_stats["stages"] = stages.apply(
+    (*_, hidden), new_stats["stages"] = stages.apply(
         params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block
     )
     hidden, new_stats["norm"] = norm(params["norm"], batch_stats["norm"], hidden)

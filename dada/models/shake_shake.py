@@ -146,7 +146,9 @@ def apply(
         return mixed + inputs, new_stats
 
     hidden = layers.conv(params["stem"], images.astype(params["stem"]["weight"].dtype))
-    hidden, new_stages = stages.apply(params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block)
+    (*_, hidden), new_stages = stages.apply(
+        params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block
+    )
     logits = layers.dense(params["dense"], layers.global_average_pool(jax.nn.relu(hidden)))
     return logits, {"stages": new_stages}
 

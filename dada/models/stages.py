@@ -67,7 +67,7 @@ def apply(
     hidden: jax.Array,
     stage_strides: Sequence[int],
     block: Callable[[Any, Any, jax.Array, int, int], tuple[jax.Array, Any]],
-) -> tuple[jax.Array, Stages]:
+) -> tuple[list[jax.Array], Stages]:
     """Applies all blocks one after the other.
 
     Args:
@@ -77,14 +77,15 @@ def apply(
       stage_strides: stride of the first block of each stage.
       block: (params, stats, inputs, stride, index of the block in the network) -> (outputs, new stats).
     Returns:
-      (output of the last block, new statistics of all stages).
+      ([output of each stage], new statistics of all stages).
     """
-    new_stages, index = [], 0
+    outputs, new_stages, index = [], [], 0
     for stage_params, stage_stats, stride in zip(params, stats, stage_strides):
         new_stage = []
         for block_params, block_stats in zip(stage_params, stage_stats):
             hidden, new_block_stats = block(block_params, block_stats, hidden, stride, index)
             new_stage.append(new_block_stats)
             stride, index = 1, index + 1
+        outputs.append(hidden)
         new_stages.append(new_stage)
-    return hidden, new_stages
+    return outputs, new_stages

@@ -100,7 +100,9 @@ def apply(
         return hidden + inputs, {"norm1": norm1, "norm2": norm2}
 
     hidden = layers.conv(params["stem"], images.astype(params["stem"]["weight"].dtype))
-    hidden, new_stages = stages.apply(params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block)
+    (*_, hidden), new_stages = stages.apply(
+        params["stages"], batch_stats["stages"], hidden, STAGE_STRIDES, block
+    )
     hidden, new_norm = norm_relu(params["norm"], batch_stats["norm"], hidden)
     logits = layers.dense(params["dense"], layers.global_average_pool(hidden))
     return logits, {"stages": new_stages, "norm": new_norm}

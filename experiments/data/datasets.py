@@ -112,7 +112,7 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
         classes = classes or range(arrays.train_labels.max() + 1)
         if len(classes) < 2:
             raise ValueError(f"{name}: got one class, expected two or more")
-        mean, std = _pixel_statistics(arrays.train_images)
+        mean, std = pixel_statistics(arrays.train_images)
     classes = tuple(map(str, classes))
     train = arrays.train_images, arrays.train_labels.astype(np.int32)
     test = arrays.test_images, arrays.test_labels.astype(np.int32)
@@ -185,7 +185,7 @@ def _split_off_test(name, arrays):
     )
 
 
-def _pixel_statistics(images):
+def pixel_statistics(images):
     """Mean and standard deviation of each channel, exact: from the counts of the 256 values."""
     values, counts = np.arange(256) / 255, np.zeros((3, 256), int)
     for start in range(0, len(images), 256):  # counting takes eight bytes for each

@@ -232,7 +232,7 @@ def _decode(path, image_size, exif_orientation):
     try:
         with Image.open(path, formats=formats) as opened:
             opened.load()
-            image, changes = _to_rgb(opened)
+            image, changes = to_rgb(opened)
             if getattr(opened, "is_animated", False):
                 changes.append(("changed", "to the first of several frames"))
             turn = _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation)) if exif_orientation else None
@@ -253,8 +253,12 @@ def _decode(path, image_size, exif_orientation):
     return np.asarray(image), changes
 
 
-def _to_rgb(image):
-    """(the image in 8 bits of red, green and blue, notes on what was changed)."""
+def to_rgb(image):
+    """(a loaded Pillow image in 8 bits of red, green and blue, notes on what was changed).
+
+    Raises:
+      ValueError: pixels of no known range.
+    """
     changes = []
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_upper_bits(image))
