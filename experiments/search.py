@@ -6,8 +6,8 @@
 Writes RUN_DIR/policy.json, metrics.jsonl, summary.json, figures/*.png and checkpoints (`run_folder`);
 with --num_seeds above 1 one such folder for each seed, RUN_DIR/seed_N, and beside them, once all are done,
 one policy.json of all seeds, and how far these agree, op by op: summary.json, figures/agreement.png
-(`seed_agreement`). The same flags give the same bytes of policy.json, also when the run was killed and
-resumed.
+(`seed_agreement`). The same flags and inputs give the same bytes of policy.json, also when the run was killed
+and resumed.
 
 --judge ends in a verdict: is the policy worth using, by short trainings (`methods/judge.py`)? Of several
 seeds, each policy is judged, then the one of all.
@@ -28,7 +28,7 @@ from experiments.data import datasets, planting
 from experiments.figures import finished_run, verdict_figure
 from experiments.methods import dada_method, ddas_method, deepaa_method, judge, search_loop, search_run
 from experiments.methods.method import Method, Task, config_fields
-from experiments.runs import command_line, devices, named_policy, run_flags, run_folder, seeds
+from experiments.runs import command_line, contents, devices, named_policy, run_flags, run_folder, seeds
 from experiments.summaries import seed_agreement
 
 METHODS = {"dada": dada_method, "ddas": ddas_method, "deepaa": deepaa_method}
@@ -195,6 +195,46 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     )
 
 
+def contents_of(settings: dict[str, Any], dataset: datasets.Dataset) -> dict[str, str | None]:
+    """What resolved flags of all methods name, by content."""
+    image_size = dataset.train_images.shape[1:3]
+    also = [named_policy.load(name, image_size, "judge_also") for name in settings.get("judge_also", [])]
+    return {**contents.of_dataset(dataset), "judge_also": contents.of_policies(also)}
+
+
+def _named(task: Task, names: dict[str, str]) -> Task:
+    """The task with the names that its data and its policies had in the flags of the first start."""
+    judged = task.judge
+    if judged:
+        judged = judged._replace(also=dict(zip(names["judge_also"].split(","), judged.also.values())))
+    return task._replace(dataset=task.dataset._replace(name=names["dataset"]), judge=judged)
+
+
+def _search(task: Task, folders: dict[int, run_folder.RunFolder]) -> None:
+    for seed, policy in search_run.run(task, folders):
+        folder = folders[seed]
+        finished_run.draw(folder.path, task.dataset, task.data.valid.images if task.planted else None)
+        print(f"\nseed {seed}\n{policies.format_table(policy)}")
+        print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}", flush=True)
+        if not task.judge:
+            folder.finish()
+
+
+def _agree(title: str, whole: run_folder.RunFolder, folders: dict[int, run_folder.RunFolder]) -> None:
+    summary = seed_agreement.write(whole.path, folders)
+    finished_run.draw(whole.path)
+    print(f"\n{title}\n{seed_agreement.format_table(summary)}")
+    print(f"policy   {whole.policy_path}\nfigures  {whole.figures_path}", flush=True)
+
+
+def _judge(task: Task, title: str, folder: run_folder.RunFolder, seed: int) -> None:
+    verdict = judge.run(task, folder, seed, policies.load(folder.policy_path))
+    if verdict:
+        verdict_figure.draw(folder.path)
+        print(f"\n{title}\n{judge.report(task, folder.path, verdict)}", flush=True)
+        folder.finish()
+
+
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
     command_line.require_no_arguments(arguments)
     run_flags.start(values)
@@ -205,28 +245,31 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     settings["valid_batch_size"] = task.sizes[1]
     if task.planted:
         settings["planted_op"] = planting.to_text(task.planted)
-    folders = seeds.open_folders(settings)
-    for seed, policy in search_run.run(task, folders):
-        folder = folders[seed]
-        finished_run.draw(folder.path, dataset, task.data.valid.images if task.planted else None)
-        print(f"\nseed {seed}\n{policies.format_table(policy)}")
-        print(f"policy   {folder.policy_path}\nfigures  {folder.figures_path}", flush=True)
-    whole, of_all = run_folder.RunFolder(settings["run_dir"]), f"all {len(folders)} seeds"
-    if len(folders) > 1 and devices.is_primary():
-        summary = seed_agreement.write(whole.path, folders)
-        finished_run.draw(whole.path)
-        print(f"\n{of_all}\n{seed_agreement.format_table(summary)}")
-        print(f"policy   {whole.policy_path}\nfigures  {whole.figures_path}", flush=True)
+    made_of = {**contents_of(settings, dataset), **task.method.contents(task)}
+    made_of["network"] = contents.of_network(task.config.apply, task.model, dataset.train_images.shape[1:3])
+    folders = seeds.open_folders(settings, made_of)
+    task = _named(task, run_folder.read_flags(folders[settings["seed"]].path))
+    left = {seed: folder for seed, folder in folders.items() if not search_run.is_finished(task, folder)}
+    whole, is_many = run_folder.RunFolder(settings["run_dir"]), len(folders) > 1
+    if not left and (not is_many or seed_agreement.is_finished(whole.path, folders)):
+        seeds.say_finished(settings)
+        return
+    for folder in (*left.values(), whole):
+        if folder.is_finished:
+            folder.reopen()
+    if left:
+        _search(task, left)
+    of_all = f"all {len(folders)} seeds"
+    if is_many and devices.is_primary():
+        _agree(of_all, whole, folders)
     if task.judge:
         devices.barrier("searched")
-        found = [(f"seed {seed}", folder, seed) for seed, folder in folders.items()]
-        if len(folders) > 1:
-            found.append((of_all, whole, settings["seed"] + len(folders)))  # trains with seeds of its own
-        for title, folder, seed in found:
-            verdict = judge.run(task, folder, seed, policies.load(folder.policy_path))
-            if verdict:
-                verdict_figure.draw(folder.path)
-                print(f"\n{title}\n{judge.report(task, folder.path, verdict)}", flush=True)
+        for seed, folder in left.items():
+            _judge(task, f"seed {seed}", folder, seed)
+        if is_many:
+            _judge(task, of_all, whole, settings["seed"] + len(folders))  # trains with seeds of its own
+    elif is_many:
+        whole.finish()
 
 
 if __name__ == "__main__":

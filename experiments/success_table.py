@@ -11,6 +11,7 @@ does not stop the others. Then, and without --run_dir at once, the runs give TAB
 table.png. Cells that were not run say so.
 """
 
+import functools
 import pathlib
 
 from absl import flags
@@ -58,20 +59,24 @@ def _chosen(definition, values):
 
 def _run_missing(definition, values):
     """Runs and records what is missing; returns the folders of the runs that failed."""
-    recorded, root = success_runs.read(definition), pathlib.Path(values.run_dir)
+    recorded, root = success_runs.read(definition), pathlib.Path(values.run_dir).expanduser()
     missing = {
         key: root / key[0] / key[1] / f"seed_{key[2]}"
         for key in _chosen(definition, values)
         if key not in recorded
     }
+    contents_of = functools.cache(functools.partial(table_run.contents_of, values, search))
+
+    def is_finished(key, path):
+        contents = functools.partial(contents_of, *definition.recipes[key[:2]].arguments)
+        return success_runs.is_finished(definition, key, path, contents)
+
     for key, path in missing.items():  # before anything is started: no folder holds other runs
-        success_runs.is_finished(definition, key, path)
+        is_finished(key, path)
     failed = []
     for key, path in missing.items():
         arguments = definition.recipes[key[:2]].arguments
-        if success_runs.is_finished(definition, key, path) or table_run.start(
-            search, arguments, path, values, seeds=[key[2]]
-        ):
+        if is_finished(key, path) or table_run.start(search, arguments, path, values, seeds=[key[2]]):
             success_runs.record(definition, key, path)
         else:
             failed.append(path)

@@ -7,22 +7,25 @@ Goes through the seeds, and for each through the rows of the table; what is fini
 interrupted goes on from its last checkpoint, so that the same command can be given again at any time. Every
 run is a process of its own, `experiments.search` or `experiments.train`, with the flags of its cell, in
 RUN_DIR/COLUMN/ROW/seed_N and RUN_DIR/COLUMN/ROW/search/seed_N; what several columns have is run once, for the
-first of them. A run that fails is reported at the end and does not stop the others. `experiments.tables TABLE
+first of them. A folder with a run of other flags, or of other data or another policy under the same names, is
+an error. A run that fails is reported at the end and does not stop the others. `experiments.tables TABLE
 --collect=RUN_DIR` puts the results into the table.
 
 On an accelerator --seeds_at_once=5 trains the seeds of a row together; policies found by a search differ
 between seeds, so only the searches and not their trainings can.
 """
 
+import functools
 import pathlib
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 
 from absl import flags
 
 from experiments import search, train
-from experiments.runs import command_line, run_folder
+from experiments.runs import command_line, run_flags, run_folder
 from experiments.summaries import table_definition
 
 
@@ -49,8 +52,21 @@ def _recipes(definition, values):
     return recipes
 
 
-def _is_finished(path: pathlib.Path, wanted: dict[str, str], defaults: dict[str, str]) -> bool:
-    """Whether a run folder holds a finished run; ValueError if it holds one of another recipe."""
+def contents_of(
+    values: flags.FlagValues, command: types.ModuleType, *arguments: str
+) -> dict[str, str | None]:
+    """What a run of a command line with the shared flags of a table would be made of now, by content."""
+    settings = command.resolve([*arguments, *_shared(values)])
+    return command.contents_of(settings, run_flags.load_dataset(settings))
+
+
+def _is_finished(
+    path: pathlib.Path,
+    wanted: dict[str, str],
+    defaults: dict[str, str],
+    contents: Callable[[], dict[str, str | None]],
+) -> bool:
+    """Whether a run folder holds a finished run; ValueError if it holds one of another recipe or content."""
     if not (path / "flags.txt").is_file():
         return False
     was_run = table_definition.what_was_run(run_folder.read_flags(path))
@@ -59,7 +75,8 @@ def _is_finished(path: pathlib.Path, wanted: dict[str, str], defaults: dict[str,
     if not table_definition.is_same(wanted, was_run, defaults):
         problem = "holds a run with other flags than the table asks for: choose another --run_dir"
         raise ValueError(f"{path} {problem}")
-    return (path / "summary.json").is_file()
+    run_folder.check_contents(path, contents())
+    return run_folder.RunFolder(path).is_finished
 
 
 def _groups(seeds: list[int], size: int) -> list[list[int]]:
@@ -71,6 +88,11 @@ def _groups(seeds: list[int], size: int) -> list[list[int]]:
         else:
             groups.append([seed])
     return groups
+
+
+def _shared(values):
+    shared = {name: values[name].value for name in ("data_dir", "compilation_cache_dir")}
+    return [f"--{name}={value}" for name, value in shared.items() if value is not None]
 
 
 def start(
@@ -85,10 +107,8 @@ def start(
     With several seeds, which follow each other, it makes a folder for each in `folder`. A run that was begun
     there is resumed.
     """
-    shared = {name: values[name].value for name in ("data_dir", "compilation_cache_dir")}
     line = [
-        *(sys.executable, "-m", command.__name__, *arguments),
-        *(f"--{name}={value}" for name, value in shared.items() if value is not None),
+        *(sys.executable, "-m", command.__name__, *arguments, *_shared(values)),
         *(f"--run_dir={folder}", f"--seed={seeds[0]}", f"--num_seeds={len(seeds)}"),
         *(["--resume"] if any(folder.glob("**/flags.txt")) else []),
     ]
@@ -102,6 +122,7 @@ class _Runner:
     def __init__(self, values, defaults):
         self.failed = []
         self._values, self._defaults = values, defaults
+        self._contents = functools.cache(functools.partial(contents_of, values))
 
     def _start(self, command, arguments, root, seeds):
         """Runs some seeds in one process, each in root/seed_N."""
@@ -111,19 +132,32 @@ class _Runner:
 
     def search(self, recipe, root, seeds):
         """Searches with the seeds that are not finished yet."""
-        defaults = self._defaults["search"]
-        missing = [s for s in seeds if not _is_finished(root / f"seed_{s}", recipe.search_flags, defaults)]
+        missing = [seed for seed in seeds if not self.is_searched(recipe, root, seed)]
         for group in _groups(missing, self._values.seeds_at_once):
             self._start(search, recipe.search, root, group)
 
-    def is_trained(self, recipe, root, seed):
+    def is_searched(self, recipe, root, seed):
+        """Whether the search of a seed is finished."""
+        contents = functools.partial(self._contents, search, *recipe.search)
+        return _is_finished(root / f"seed_{seed}", recipe.search_flags, self._defaults["search"], contents)
+
+    def is_trained(self, recipe, root, seed, search_root):
         """Whether the training of a seed is finished."""
-        return _is_finished(root / f"seed_{seed}", recipe.train_flags, self._defaults["train"])
+
+        def contents():
+            found = search_root and search_root / f"seed_{seed}" / "policy.json"
+            policy = [f"--policy={found}"] if found and found.is_file() else []
+            made_of = dict(self._contents(train, *recipe.train, *policy))
+            if found and not policy:  # the search is to be run, again
+                del made_of["policy"]
+            return made_of
+
+        return _is_finished(root / f"seed_{seed}", recipe.train_flags, self._defaults["train"], contents)
 
     def train(self, recipe, root, seeds, search_root):
         """Trains with the seeds that are not finished yet and whose search did not fail."""
         ready = [s for s in seeds if search_root is None or search_root / f"seed_{s}" not in self.failed]
-        missing = [seed for seed in ready if not self.is_trained(recipe, root, seed)]
+        missing = [seed for seed in ready if not self.is_trained(recipe, root, seed, search_root)]
         for group in _groups(missing, 1 if search_root else self._values.seeds_at_once):
             policy = [f"--policy={search_root / f'seed_{group[0]}' / 'policy.json'}"] if search_root else []
             self._start(train, [*recipe.train, *policy], root, group)
@@ -139,7 +173,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     folders = {}
     for row, recipe in recipes.items():
         first, *_ = (cell for cell, other in definition.recipes.items() if cell[1] == row and other == recipe)
-        folders[row] = pathlib.Path(values.run_dir).joinpath(*first)
+        folders[row] = pathlib.Path(values.run_dir).expanduser().joinpath(*first)
     search_roots = {}  # rows that share a search share its folder
     for row, recipe in recipes.items():
         if recipe.search is not None:
@@ -149,7 +183,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     runner = _Runner(values, definition.defaults)
     for row, recipe in chosen.items():  # before anything is started: no folder holds other runs
         for seed in seeds:
-            runner.is_trained(recipe, folders[row], seed)
+            searched = recipe.search and search_roots[tuple(recipe.search)]
+            runner.is_trained(recipe, folders[row], seed, searched)
     for group in _groups(seeds, values.seeds_at_once):
         for row, recipe in chosen.items():
             search_root = None if recipe.search is None else search_roots[tuple(recipe.search)]

@@ -23,7 +23,16 @@ from dada.training import policy_training
 from experiments.data import datasets, planting
 from experiments.figures import finished_run
 from experiments.methods.method import config_fields
-from experiments.runs import command_line, devices, named_policy, run_flags, run_folder, seeds, train_run
+from experiments.runs import (
+    command_line,
+    contents,
+    devices,
+    named_policy,
+    run_flags,
+    run_folder,
+    seeds,
+    train_run,
+)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -150,6 +159,12 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> train_run.Ta
     )
 
 
+def contents_of(settings: dict[str, Any], dataset: datasets.Dataset) -> dict[str, str | None]:
+    """What resolved flags name, by content."""
+    policy = named_policy.load(settings["policy"], dataset.train_images.shape[1:3])
+    return {**contents.of_dataset(dataset, ("train", "test")), "policy": contents.of_policies([policy])}
+
+
 def _report(seed: int, summary: dict[str, Any], folder: run_folder.RunFolder) -> str:
     last, best = summary["last"], summary["best"]
     return (
@@ -165,7 +180,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     command_line.require_no_arguments(arguments)
     run_flags.start(values)
     settings = _resolve(values)
-    task = task_of(settings, run_flags.load_dataset(settings))
+    dataset = run_flags.load_dataset(settings)
+    task = task_of(settings, dataset)
     if settings["smoke"]:
         first, second = train_run.smoke(task, settings["seed"])
         print(
@@ -173,10 +189,19 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
             f"loss {first:.4f} and {second:.4f} in two steps"
         )
         return
-    folders = seeds.open_folders(settings)
-    for seed, summary in train_run.run(task, folders):
+    made_of = contents_of(settings, dataset)
+    made_of["network"] = contents.of_network(task.config.apply, task.model, dataset.train_images.shape[1:3])
+    folders = seeds.open_folders(settings, made_of)
+    names = run_folder.read_flags(folders[settings["seed"]].path)  # of the first start
+    task = task._replace(recipe=task.recipe | {name: names[name] for name in ("dataset", "policy")})
+    left = {seed: folder for seed, folder in folders.items() if not folder.is_finished}
+    if not left:
+        seeds.say_finished(settings)
+        return
+    for seed, summary in train_run.run(task, left):
         finished_run.draw(folders[seed].path)
         print(_report(seed, summary, folders[seed]))
+        folders[seed].finish()
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ def test_resumed_in_the_middle_of_an_epoch_is_the_straight_run(files, finished, 
     run_here(files, "resumed", max_steps=4)
     partial = policies.load(files / "resumed" / "policy.json")
     assert len(partial.content.p_tp) == 2  # the epochs that were begun
+    assert not run_folder.read_summary(files / "resumed")["is_whole"]
     run_here(files, "resumed", resume=True)
+    assert run_folder.read_summary(files / "resumed")["is_whole"]
     assert (files / "resumed" / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()
     for straight, resumed in zip(*map(run_folder.read_metrics, (finished, files / "resumed"))):
         assert {**straight, "seconds": 0} == {**resumed, "seconds": 0}

@@ -130,6 +130,21 @@ def test_another_seed_finds_another_policy(files, finished):
 def test_a_layer_of_identity_is_the_last(files, finished):
     shorter = run(files, "short", proxy=str(finished / "proxy"), stop_probability=0.9)
     assert len(policies.load(shorter / "policy.json").content.probability) == 1
+    before = small_runs.snapshot(shorter)
+    run(files, "short", proxy=str(finished / "proxy"), stop_probability=0.9, resume=True)
+    assert small_runs.snapshot(shorter) == before
+
+
+def test_a_run_that_was_killed_before_the_summary_of_its_proxy(files, finished):
+    killed = files / "killed"
+    shutil.copytree(finished, killed)
+    for name in ("summary.json", "policy.json", "metrics.jsonl", "checkpoints", "proxy/summary.json"):
+        shutil.rmtree(killed / name) if name == "checkpoints" else (killed / name).unlink()
+    proxy = (killed / "proxy" / "metrics.jsonl").read_bytes()
+    run(files, "killed", resume=True, max_steps=1)
+    assert (killed / "proxy" / "metrics.jsonl").read_bytes() == proxy
+    summaries = [run_folder.read_summary(path / "proxy") for path in (finished, killed)]
+    assert summaries[0]["last"] == summaries[1]["last"]
 
 
 def test_points_have_clean_images_of_their_class():

@@ -186,6 +186,7 @@ def test_a_training_on_two_processes_is_that_of_one_and_is_resumed_by_two_and_by
     shutil.copytree(path, files / "train_two_one")
     for folder in (path, files / "train_two_one"):  # without the second epoch
         shutil.rmtree(folder / "checkpoints" / "8")
+        (folder / "summary.json").unlink()
     assert_success(run_two_processes(binary, flags, path, "--resume"))
     with recorded_programs():
         small_runs.run_here(binary, flags, files / "train_two_one", resume=True)

@@ -9,6 +9,7 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
+import small_runs
 from PIL import Image
 
 from dada import ops, policies
@@ -25,7 +26,7 @@ from experiments.figures import (
     image_figures,
     search_figures,
 )
-from experiments.runs import command_line, run_folder
+from experiments.runs import command_line, contents, run_folder
 
 NAMES = ("sample_images", "ops", "curves", "policy", "augmented_images")
 
@@ -38,6 +39,7 @@ def make_run(path, *, kind="pairs", planted="Invert", dataset="embedded", leader
             **{"dataset": dataset, "search_space": "strength", "extra_ops": ["Rotate90"], "seed": 1},
             **{"policy_space": kind, "planted_op": planted and f"{planted}:0.5"},
         },
+        contents.of_dataset(datasets.load(dataset)),
     )
     space = ops.search_space("strength", ("Rotate90",))
     names, num_ops = [row.name for row in space.rows], len(space.rows)
@@ -102,6 +104,15 @@ def test_all_figures_are_drawn(run):
 
 def command(*arguments):
     plot.main(*command_line.parse(plot.define, list(map(str, arguments))))
+
+
+def test_other_images_under_the_name_of_the_data_set_are_refused(tmp_path):
+    small_runs.write_data_set(tmp_path / "tiny.npz", 80, 8)
+    path = make_run(tmp_path / "run", dataset=str(tmp_path / "tiny.npz"))
+    small_runs.write_data_set(tmp_path / "tiny.npz", 84, 8)
+    with pytest.raises(ValueError, match=r"run: training images: got \[84, 8, 8, 3\]"):
+        command(path)
+    assert not (path / "figures").exists()
 
 
 def test_drawing_again_from_the_folder_alone_gives_the_same_bytes(run, tmp_path, capsys):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small_runs
 from absl import flags as absl_flags
 
 from experiments.runs import run_folder
@@ -25,7 +26,7 @@ FLAGS = {
     "fast": True,
     "slow": False,
     "ops": ["Rotate", "Invert"],
-    "policy": None,
+    "schedule": None,
     "max_steps": 10,
     "run_dir": "x",
 }
@@ -114,7 +115,7 @@ def test_resume_needs_a_run(tmp_path):
     [
         ({"seed": 4}, "--seed=3, got 4"),
         ({"fast": False}, "--fast=true, got false"),
-        ({"policy": "p.json"}, r"--policy=\(unset\), got p.json"),
+        ({"schedule": "step"}, r"--schedule=\(unset\), got step"),
         ({"name": None}, r"--name=a b=c, got \(unset\)"),
     ],
 )
@@ -133,6 +134,23 @@ def test_resume_may_change_free_flags(tmp_path):
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert len(environment["resumed"]) == 1 and environment["resumed"][0]["start_time"]
     assert run_folder.read_flags(tmp_path)["max_steps"] == "10"
+
+
+def test_a_finished_folder_is_left_as_it_is_until_it_is_opened_again(tmp_path):
+    folder = run_folder.create(tmp_path, FLAGS, {"policy": "1"})
+    folder.log(1, {"loss": 0.5})
+    folder.write_summary({"error": 1})
+    assert not folder.is_finished
+    folder.finish()
+    before = small_runs.snapshot(tmp_path)
+    assert run_folder.create(tmp_path, FLAGS, {"policy": "1"}, resume=True).is_finished
+    with pytest.raises(ValueError, match="policy: got none, expected 1, with which this run started"):
+        run_folder.create(tmp_path, FLAGS, {"policy": None}, resume=True)
+    assert small_runs.snapshot(tmp_path) == before
+    folder.reopen()
+    assert not folder.is_finished and run_folder.read_metrics(tmp_path) == []  # there is no checkpoint
+    environment = run_folder.read_environment(tmp_path)
+    assert "end_time" not in environment and len(environment["resumed"]) == 1
 
 
 def test_metrics_and_summary(tmp_path):

@@ -100,17 +100,54 @@ def test_all_seeds_give_one_policy_also_when_one_of_them_is_resumed(files, finis
         assert (again / name).read_bytes() == (both / name).read_bytes()
 
 
-def test_same_seed_same_bytes_alone_and_killed_and_resumed(files, finished):
+def without_times(path):
+    summary = run_folder.read_summary(path)
+    for name in ("seconds_run", "seconds_compile", "seeds_at_once", "plain_step_ratio"):
+        summary.pop(name, None)
+    for op in summary["planted"]:
+        op.pop("seconds_until_it_leads")
+    return summary
+
+
+def test_same_seed_same_bytes_alone_and_killed_three_times_and_resumed(files, finished):
     killed, compiled = files / "killed", small_runs.compiled_programs()
     # In the middle of the second epoch.
     small_runs.kill_when(start(files, "killed"), lambda: len(run_folder.read_metrics(killed)) >= 5)
     assert small_runs.compiled_programs() == compiled  # it found all of its programs
     assert not (killed / "policy.json").exists()
     assert run_folder.RunFolder(killed).latest_step() == 3
+    generator = np.random.default_rng(1)
+    for number in (1, 2):
+        process = start(files, "killed", "--resume")
+        small_runs.kill_at_random(process, killed, number, generator.integers(4, 9), generator)
+    # As if killed while a checkpoint is written: before its rename, before its last file.
+    checkpoints, last = killed / "checkpoints", run_folder.RunFolder(killed).latest_step()
+    for name in (f"{last + 1}.orbax-checkpoint-tmp", str(last + 2)):
+        shutil.copytree(checkpoints / str(last), checkpoints / name)
+    (checkpoints / str(last + 2) / "_CHECKPOINT_METADATA").unlink()
+    (killed / "summary.json.part").write_text("{")
     run(files, "killed", "--resume")
-    assert (killed / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()
-    for straight, resumed in zip(*map(run_folder.read_metrics, (finished, killed))):
+    assert len(run_folder.read_environment(killed)["resumed"]) == 3
+    names = ["policy.json", "inputs.json", *(f"figures/{path.name}" for path in finished.glob("figures/*"))]
+    for name in names:
+        assert (killed / name).read_bytes() == (finished / name).read_bytes(), name
+    assert {path.name for path in killed.iterdir()} == {path.name for path in finished.iterdir()}
+    assert without_times(killed) == without_times(finished)
+    for straight, resumed in zip(*map(run_folder.read_metrics, (finished, killed)), strict=True):
         assert {**straight, "seconds": 0} == {**resumed, "seconds": 0}
+
+
+def test_a_finished_search_is_not_changed(files, finished, capsys):
+    before = small_runs.snapshot(finished.parent)
+    for changes in ({}, {"measure_cost": True}, {"max_steps": 4}):
+        run_here(files, "both", num_seeds=2, resume=True, **changes)
+        assert capsys.readouterr().out == f"{files / 'both'} is finished: nothing is changed\n"
+    small_runs.write_data_set(files / "other.npz", 88, 8)
+    with pytest.raises(ValueError, match=r"both/seed_0: training images: got \[88, 8, 8, 3\]"):
+        run_here(files, "both", num_seeds=2, resume=True, dataset=files / "other.npz")
+    with pytest.raises(ValueError, match="holds a run of one seed, got --num_seeds=2"):
+        run_here(files, "both/seed_0", num_seeds=2, resume=True)
+    assert small_runs.snapshot(finished.parent) == before
 
 
 def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finished, monkeypatch):
@@ -139,6 +176,11 @@ def test_official_preset_and_max_steps(files, monkeypatch):
     assert len(found.content.row) == 25 and summary["steps"] == 2
     assert [(op["row"], op["value"]) for op in summary["planted"]] == [("Invert", 0.8), ("Brightness", 0.5)]
     assert run_folder.read_flags(official)["planted_op"] == "Invert:0.8,Brightness:0.5"
+    before = small_runs.snapshot(official)
+    run_here(files, "official", resume=True, **changes)
+    with pytest.raises(ValueError, match="--measure_cost: expected a search that goes on"):
+        run_here(files, "official", resume=True, measure_cost=True, **changes)
+    assert small_runs.snapshot(official) == before
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import quick_jit
 
-from experiments.runs import command_line, compiled_loop
+from experiments.runs import command_line, compiled_loop, run_folder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -83,16 +83,37 @@ def compiled_programs():
     return {path.name for path in pathlib.Path(jax.config.jax_compilation_cache_dir).iterdir()}
 
 
-def kill_when(process, condition):
-    """Kills a process, without a chance to end in order, as soon as a condition holds."""
+def kill_when(process, condition, delay=0.0):
+    """Kills a process, without a chance to end in order, as soon as a condition holds, or seconds after."""
     deadline = time.monotonic() + 240
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             raise AssertionError(process.communicate()[1])
         time.sleep(0.002)
+    time.sleep(delay)
+    assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def kill_at_random(process, path, number_of_resumes, num_lines, generator):
+    """Kills a process a random moment after that many lines of metrics, which its own start has reached."""
+
+    def condition():
+        try:
+            resumed = run_folder.read_environment(path).get("resumed", [])
+        except FileNotFoundError:
+            return False
+        return len(resumed) == number_of_resumes and len(run_folder.read_metrics(path)) >= num_lines
+
+    kill_when(process, condition, delay=generator.uniform(0.0, 0.1))
+
+
+def snapshot(path):
+    """Time of change and bytes of every file below a folder."""
+    files = (file for file in pathlib.Path(path).rglob("*") if file.is_file())
+    return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
 def assert_fails_with_one_line(process, message):

@@ -12,7 +12,7 @@ import quick_jit
 import small_runs
 
 from experiments import search, success_table, table_run
-from experiments.data import planting
+from experiments.data import datasets, planting
 from experiments.figures import success_figure
 from experiments.runs import command_line, run_folder
 from experiments.summaries import success_cells, success_definition, success_runs, success_text
@@ -67,8 +67,8 @@ def write_run(path, line, *, rank=1, level_found=0.5, step=7, recommended=None):
     ((name, value),) = planting.parse(settings["planted_op"])
     settings["planted_op"] = f"{name}:{value or 0.0}"
     row = "Rotate-" if name == "Rotate" and settings["preset"] == "corrected" else name
-    path.mkdir(parents=True)
-    (path / "flags.txt").write_text("".join(f"{one}\n" for one in run_folder._flag_lines(settings)))
+    contents = search.contents_of(settings, datasets.load(settings["dataset"]))
+    folder = run_folder.create(path, settings, contents)
     (path / "environment.json").write_text(json.dumps({"platform": "cpu", "cpu_count": 2}))
     summary = {
         **{"steps": 20, "seconds_run": 61.04, "seconds_compile": 8.0, "seeds_at_once": 1},
@@ -84,7 +84,8 @@ def write_run(path, line, *, rank=1, level_found=0.5, step=7, recommended=None):
     }
     if recommended:
         summary["verdict"] = {"recommended": recommended}
-    (path / "summary.json").write_text(json.dumps(summary))
+    folder.write_summary(summary)
+    folder.finish()
 
 
 def fill(folder, tmp_path, results):
@@ -215,6 +216,13 @@ def test_runs_of_other_recipes_are_refused(folder, tmp_path, processes):
     write_run(path, ["--model=wrn_10_1", "--planted_op=Invert", "--epochs=9"])
     message = "seed_0: search dada, case Invert, seed 0: a run with other flags than the table asks for"
     with pytest.raises(ValueError, match=message):
+        command(folder, f"--run_dir={tmp_path / 'runs'}")
+    assert not processes[0]
+    shutil.rmtree(path)
+    write_run(path, ["--model=wrn_10_1", "--planted_op=Invert"])
+    contents = run_folder.read_contents(path)
+    (path / "inputs.json").write_text(json.dumps({**contents, "training images": "others"}))
+    with pytest.raises(ValueError, match=r"seed_0: training images: got .*, expected others, with which"):
         command(folder, f"--run_dir={tmp_path / 'runs'}")
     assert not processes[0]
     fill(folder, tmp_path, {("dada", "Rotate-", 0): {}})

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dada import ops, policies
 from experiments import search, table_run, tables, train
-from experiments.data import planting
+from experiments.data import datasets, planting
 from experiments.figures import table_figures
 from experiments.runs import command_line, run_folder, welch
 from experiments.summaries import table_cells, table_definition, table_runs, table_text
@@ -92,20 +92,22 @@ def run(definition, column, row, seed, error, *, best=None, **changes):
     )
 
 
-def write_run(path, command_flags, error, seconds=100.0, seeds_at_once=1):
+def write_run(path, command_flags, error, seconds=100.0, seeds_at_once=1, contents=None):
     """The folder of a finished training."""
-    folder = run_folder.create(path, command_flags)
+    folder = run_folder.create(path, command_flags, contents)
     policies.save(folder.policy_path, policies.identity())
     result = {"epoch": 3, "test_error": error, "test_accuracy": 1 - error}
     timing = {"seconds_run": seconds, "seeds_at_once": seeds_at_once}
     folder.write_summary({"recipe": {}, "last": result, "best": result, **timing})
+    folder.finish()
     return path
 
 
-def write_search(path, command_flags):
-    folder = run_folder.create(path, command_flags)
+def write_search(path, command_flags, contents=None):
+    folder = run_folder.create(path, command_flags, contents)
     folder.write_summary({"steps": 3, "seconds_run": 50.0, "seeds_at_once": 2})
     policies.save(folder.policy_path, policies.identity())
+    folder.finish()
     return path
 
 
@@ -353,6 +355,9 @@ def processes(monkeypatch, definition):
         arguments = dict(text.removeprefix("--").split("=", 1) for text in line[3:] if "=" in text)
         if any(text in started[-1] for text in failing):
             return subprocess.CompletedProcess(line, 2)
+        module = {one.__name__: one for one in (search, train)}[line[2]]
+        settings = module.resolve(line[3:])
+        contents = module.contents_of(settings, datasets.load(settings["dataset"]))
         first, count = int(arguments["seed"]), int(arguments["num_seeds"])
         for seed in range(first, first + count):
             path = pathlib.Path(arguments["run_dir"])
@@ -360,10 +365,11 @@ def processes(monkeypatch, definition):
             row = path.parent.name if path.parent.name != "search" else "found"
             recipe = definition.recipes["small", row]
             place = {"seed": seed, "run_dir": str(path)}
-            if line[2] == search.__name__:
-                write_search(path, {**recipe.search_flags, **place})
+            if module is search:
+                write_search(path, {**recipe.search_flags, **place}, contents)
             else:
-                write_run(path, {"policy": arguments["policy"], **recipe.train_flags, **place}, 0.25)
+                flags = {"policy": arguments["policy"], **recipe.train_flags, **place}
+                write_run(path, flags, 0.25, contents=contents)
         return subprocess.CompletedProcess(line, 0)
 
     monkeypatch.setattr(table_run, "subprocess", types.SimpleNamespace(run=start, DEVNULL=None))
@@ -397,10 +403,27 @@ def test_the_runner_runs_what_is_missing(definition, tmp_path, processes, capsys
     assert "10 runs in 5 of 9 cells" in capsys.readouterr().out
 
 
+def test_the_runner_knows_policies_that_were_replaced(definition, tmp_path, processes, capsys):
+    run_table(definition, tmp_path, "--rows=found")
+    searched = tmp_path / "runs" / "small" / "found" / "search" / "seed_1"
+    policies.save(searched / "policy.json", policies.random_policy(0))
+    with pytest.raises(ValueError, match=r"found/seed_1: policy: got .*, expected .*, with which"):
+        run_table(definition, tmp_path, "--rows=found")
+    assert len(processes[0]) == 4
+    command(tables, f"--collect={tmp_path / 'runs'}", str(definition.path))
+    output = capsys.readouterr().out
+    assert f"in no cell of this table: {searched.parent.parent / 'seed_1'}" in output
+    assert "1 runs in 1 of 9 cells" in output
+    (searched.parent.parent / "seed_1" / "inputs.json").unlink()
+    with pytest.raises(ValueError, match=r"seed_1 has no inputs\.json: what this older run was made of"):
+        run_table(definition, tmp_path, "--rows=found")
+
+
 def test_the_runner_goes_on_with_what_was_interrupted(definition, tmp_path, processes):
     started, _ = processes
-    path = tmp_path / "runs" / "small" / "cutout" / "seed_1"
-    run_folder.create(path, {**definition.recipes["small", "cutout"].train_flags, "seed": 1})
+    path, recipe = tmp_path / "runs" / "small" / "cutout" / "seed_1", definition.recipes["small", "cutout"]
+    contents = train.contents_of(train.resolve(recipe.train), datasets.load("embedded"))
+    run_folder.create(path, {**recipe.train_flags, "seed": 1}, contents)
     with pytest.raises(ValueError):  # the stand-in opens a new folder
         run_table(definition, tmp_path, "--rows=cutout")
     assert "--resume" not in started[0] and started[1].endswith("--resume")

@@ -115,20 +115,48 @@ def test_planted_ops_are_applied_one_after_another(files):
         np.testing.assert_array_equal(planted.data.test_images[number], after)
 
 
-def test_killed_and_resumed_is_the_straight_run(files, finished):
-    killed = run_folder.RunFolder(files / "killed")
-    small_runs.kill_when(start(files, "killed"), lambda: (killed.latest_step() or 0) >= 10)
+def test_killed_three_times_and_resumed_is_the_straight_run(files, finished):
+    killed, generator = run_folder.RunFolder(files / "killed"), np.random.default_rng(0)
+    small_runs.kill_at_random(start(files, "killed"), killed.path, 0, 1, generator)
+    # While a checkpoint is written.
+    checkpoints = killed.path / "checkpoints"
+    process, before = start(files, "killed", "--resume"), killed.latest_step() or 0
+    small_runs.kill_when(process, lambda: list(checkpoints.glob(f"{before + 5}.orbax-checkpoint-tmp")))
+    assert (killed.latest_step() or 0) in (before, before + 5)
+    small_runs.kill_at_random(start(files, "killed", "--resume"), killed.path, 2, 3, generator)
     assert not (files / "killed" / "summary.json").exists()
     assert killed.latest_step() < 25
     small_runs.run(train, settings(files), files / "killed", "--resume")
     jax.tree.map(np.testing.assert_array_equal, weights(finished), weights(files / "killed"))
+    for name in ("policy.json", "inputs.json", "figures/curves.png"):
+        assert (killed.path / name).read_bytes() == (finished / name).read_bytes(), name
+    assert {path.name for path in killed.path.iterdir()} == {path.name for path in finished.iterdir()}
     assert without_times(files / "killed") == without_times(finished)
     summaries = [run_folder.read_summary(path) for path in (finished, files / "killed")]
     assert summaries[0]["best"] == summaries[1]["best"]
 
 
+def test_a_finished_run_is_not_changed(files, finished, capsys):
+    before = small_runs.snapshot(finished)
+    policies.save(files / "same.json", policies.load("dada_cifar10"))
+    for changes in ({}, {"policy": files / "same.json", "eval_batch_size": 7}):
+        run(files, "first", resume=True, **changes)
+        assert capsys.readouterr().out == f"{finished} is finished: nothing is changed\n"
+    for changes, message in (
+        ({"policy": "random:3"}, "first: policy: got .*, expected .*, with which this run started"),
+        ({"dataset": "embedded"}, "first: training images: got "),
+        ({"epochs": 6}, "was run with --epochs=5, got 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(files, "first", resume=True, **changes)
+    assert small_runs.snapshot(finished) == before
+
+
 def test_seeds_have_folders_of_their_own(files, finished):
     both = run(files, "both", num_seeds=2)
+    before = small_runs.snapshot(both)
+    run(files, "both", num_seeds=2, resume=True)
+    assert small_runs.snapshot(both) == before
     assert without_times(both / "seed_0") == without_times(finished)
     assert without_times(both / "seed_1") != without_times(finished)
 

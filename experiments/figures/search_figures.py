@@ -22,7 +22,7 @@ import numpy as np
 from dada import augment, ops, policies
 from experiments.data import datasets, planting
 from experiments.figures import chart_figures, ddas_figures, figure_style, finished_search, image_figures
-from experiments.runs import run_folder
+from experiments.runs import contents, run_folder
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _CLASSES_SHOWN = 10
@@ -46,7 +46,8 @@ def draw(
     """Draws all figures of a finished search into its folder; returns their paths.
 
     Args:
-      dataset: the data set of the run; None loads it as the flags of the run say.
+      dataset: the data set of the run; None loads it as the flags of the run say, and refuses another one
+        under that name.
       planted_valid_images: uint8 [V, H, W, 3], the validation images of the run after the planted ops, in the
         order of `datasets.search_parts`; None applies the ops here.
 
@@ -59,6 +60,8 @@ def draw(
         paths = run.flags["dataset"], run.flags.get("data_dir"), False
         is_upright = run.flags.get("exif_orientation") != "false"
         dataset = datasets.load(*paths, size, run.flags.get("valid_dataset"), is_upright)
+        if run_folder.read_contents(run.path) is not None:
+            run_folder.check_contents(run.path, contents.of_dataset(dataset))
     folder = run_folder.RunFolder(run.path).figures_path
     planted_names = [op.name for op in run.planted]
     num_valid = run.flags.get("num_valid")

@@ -155,5 +155,6 @@ CORRECTED = Method(
     steps=deepaa_run.Steps,
     plain_steps=deepaa_run.plain_steps,
     report=deepaa_run.report,
+    contents=deepaa_run.proxy_contents,
 )
 METHODS = {"corrected": CORRECTED, "official": CORRECTED}  # the library's Config knows the preset

@@ -3,7 +3,8 @@
 The proxy is a network trained by `train_run` in RUN/proxy, or in a folder that is given; the search reads its
 last checkpoint. A search that was killed goes on inside its proxy or its layer, to the same bytes.
 
-`start`, `proceed`, `Steps`, `plain_steps`, `total_steps`, `next_stop`, `report`: those of `method.Method`.
+`start`, `proceed`, `Steps`, `plain_steps`, `total_steps`, `next_stop`, `report`, and `proxy_contents` as
+`contents`: those of `method.Method`.
 """
 
 import functools
@@ -21,7 +22,7 @@ from dada.searches import deepaa
 from dada.searches.deepaa import config as deepaa_config
 from dada.training import policy_training, sgd
 from experiments.methods import search_loop, search_run
-from experiments.runs import compiled_loop, devices, run_folder, train_run
+from experiments.runs import compiled_loop, contents, devices, run_folder, train_run
 
 _CHECKPOINT_STEPS = 16
 # Weight of a batch in the running statistics of the proxy, whose inference mode the search looks at.
@@ -132,14 +133,29 @@ def _train_proxy(task, seed, folder):
         std=task.config.std,
         **proxy.settings,
     )
-    if (proxy_folder.latest_step() or 0) < steps_per_epoch * proxy.num_epochs:
+    if not proxy_folder.is_finished:
         data = train_run.Data(*proxy.images, task.dataset.test_images, task.dataset.test_labels)
         sizes = {"batch_size": proxy.batch_size, "eval_batch_size": 500}
         data = devices.replicate(jax.tree.map(jnp.asarray, data), task.mesh)
         model = (network, network_config)
         proxy_task = train_run.Task(config, model, data, recipe=flags, mesh=task.mesh, **sizes)
         list(train_run.run(proxy_task, {seed: proxy_folder}))
+        proxy_folder.finish()
     return path
+
+
+def _trained(task, path):
+    """The proxy network that a training has left."""
+    network, network_config = task.model
+    shapes = jax.eval_shape(lambda: sgd.init(*network.init(jax.random.key(0), network_config)))
+    return run_folder.RunFolder(path).restore(shapes)
+
+
+def proxy_contents(task: Any) -> dict[str, str | None]:
+    """The weights of a proxy that was given."""
+    path = task.plan.proxy.folder
+    trained = path and _trained(task, path)
+    return {"proxy": trained and contents.of_weights((trained.params, trained.batch_stats))}
 
 
 def start(
@@ -147,9 +163,7 @@ def start(
 ) -> tuple[deepaa.SearchState, jax.Array]:
     """A state with the layers that a run has after some steps, and the data key; trains the proxy first."""
     path = task.plan.proxy.folder or _train_proxy(task, seed, folder)
-    network, network_config = task.model
-    shapes = jax.eval_shape(lambda: sgd.init(*network.init(jax.random.key(0), network_config)))
-    trained = run_folder.RunFolder(path).restore(shapes)
+    trained = _trained(task, path)
     search_key, data_key = jax.random.split(jax.random.key(seed))
     state = deepaa.init(search_key, task.config, trained.params, trained.batch_stats)
     for _ in range(-(-done // task.config.updates_per_layer) - 1):

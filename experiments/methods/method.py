@@ -80,6 +80,8 @@ class Method(NamedTuple):
     valid_indices: Callable[[Any, jax.Array, jax.Array, int, int], jax.Array] | None = None
     # Of `search_loop`: learning rate of the network. (config, step) -> []
     learning_rate: Callable[[Any, jax.Array], jax.Array] | None = None
+    # What flags of this method only name, by content (`contents`). (task) -> contents
+    contents: Callable[[Task], dict[str, str | None]] = lambda task: {}
 
 
 def config_fields(

@@ -18,8 +18,24 @@ from experiments.runs import command_line, devices, run_folder, seeds
 _SOURCE = "found by this project's search"
 
 
+def is_finished(task: Task, folder: run_folder.RunFolder) -> bool:
+    """Whether a folder is finished, and its search not one that more --max_steps make longer.
+
+    Raises:
+      ValueError: it is, and the task is to measure what such a search has not measured.
+    """
+    if not folder.is_finished:
+        return False
+    summary = run_folder.read_summary(folder.path)
+    if not summary.get("is_whole") and summary.get("steps", 0) < (task.max_steps or np.inf):
+        return False
+    if task.measure_cost and "plain_step_ratio" not in summary:
+        raise ValueError(f"--measure_cost: expected a search that goes on, that in {folder.path} is finished")
+    return True
+
+
 def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[int, policies.Policy]]:
-    """Searches with all given seeds and fills their folders, figures aside.
+    """Searches with all given seeds and fills their folders, figures and `finish` aside.
 
     Args:
       task: what to search.
@@ -73,6 +89,8 @@ def _run_at_once(task, search, folders):
             for folder, one in zip(folders.values(), seeds.unstack(state, count)):
                 folder.save(done, one)
 
+    # Not where --max_steps ended it.
+    is_whole = done < total or done >= method.total_steps(config)
     timing = {"seconds_run": seconds_before + seconds, "seeds_at_once": count}
     if search.seconds_compile is not None:
         timing["seconds_compile"] = search.seconds_compile - compiled_before
@@ -83,7 +101,7 @@ def _run_at_once(task, search, folders):
         for (seed, folder), one in zip(folders.items(), of_seeds):
             policy = method.library.extract_policy(config, one, seed=seed, data_set=data_set, source=_SOURCE)
             policies.save(folder.policy_path, policy)
-            summary = {**_summary(task, folder, one, policy), **timing}
+            summary = {**_summary(task, folder, one, policy), "is_whole": is_whole, **timing}
             folder.write_summary(summary)
             finished[seed] = policy, summary
     if task.measure_cost:  # last, by all processes: it may take longer than the search

@@ -1,5 +1,6 @@
 """Flags that search and training share: where a run happens, on what data, and how the network trains."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,13 +16,15 @@ NOT_RECIPE = (
     *("run_dir", "resume", "seed", "num_seeds", "data_dir", "download", "smoke", "measure_cost"),
     *("compilation_cache_dir", "num_devices"),
 )
+_PATHS = ("run_dir", "dataset", "data_dir", "valid_dataset", "policy", "proxy")
 
 
 def define(values: flags.FlagValues) -> None:
     """Defines them."""
     add = command_line.definers(values)
     add.string("run_dir", None, "Folder for everything that the run writes; new or empty.")
-    add.bool("resume", False, "Go on with a run that was interrupted, from its last checkpoint.")
+    about = "Go on with a run that was interrupted, from its last checkpoint, if its inputs are the same."
+    add.bool("resume", False, about)
     about = "Folder of compiled programs; empty for none. Default: dada/jax in the user's cache."
     add.string("compilation_cache_dir", None, about)
     add.integer("num_devices", None, "Devices that share every batch. Default: all.", lower_bound=1)
@@ -52,8 +55,12 @@ def define(values: flags.FlagValues) -> None:
 
 
 def as_dict(values: flags.FlagValues) -> dict[str, Any]:
-    """The flags of a command by name, as they were given, without those of one process alone."""
-    return {name: flag.value for name, flag in _flags(values).items() if name not in PROCESS_FLAGS}
+    """The flags of a command by name, as they were given, without those of one process alone; ~ is a home."""
+    given = {name: flag.value for name, flag in _flags(values).items() if name not in PROCESS_FLAGS}
+    paths = {name: os.path.expanduser(given[name]) for name in _PATHS if given.get(name)}
+    if given.get("judge_also"):
+        paths["judge_also"] = [os.path.expanduser(name) for name in given["judge_also"]]
+    return {**given, **paths}
 
 
 def given(values: flags.FlagValues) -> set[str]:

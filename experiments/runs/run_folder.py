@@ -1,7 +1,10 @@
 """The run folder: everything that a run leaves on disk, and what a resumed run reads back.
 
     flags.txt          resolved flags, one --name=value a line, sorted; readable by --flagfile
-    environment.json   versions, devices and commit of the first start; later starts under "resumed"
+    inputs.json        what the run is made of: versions, platform, arithmetic; data, policies and network by
+                       content (`contents`)
+    environment.json   the same versions, devices and commit of the first start; later starts under "resumed";
+                       "end_time" once all is done
     metrics.jsonl      one JSON object a line, each with its "step"
     checkpoints/STEP/  Orbax checkpoints, the last two
     policy.json        written by the run, through the policy module
@@ -10,6 +13,10 @@
 
 Contract: `create` opens a folder for a new or a resumed run, and `RunFolder` is the only writer in
 it. `read_flags`, `read_metrics` and `read_summary` are for programs that look at finished runs.
+
+A run goes on only with what it was started with: the same flags, but for FREE_FLAGS, and the same
+inputs.json, wherever the inputs lie. A folder from before there was inputs.json is read as ever, but does not
+go on. A finished run is not changed any more.
 
 A run can be killed at any moment: a JSON file is replaced in one step, a checkpoint gets its name
 by a rename after its last byte, and a resumed run drops the metric lines beyond its checkpoint and
@@ -27,58 +34,72 @@ import math
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
+import sys
 
 import jax
 import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+import dada
 from experiments.runs import devices
 
-# A resumed run may have other values of these than its first start.
+# A resumed run may have other values of these than its first start: they say where and how it runs, to the
+# same result but for rounding, or they name what is compared by content.
 FREE_FLAGS = (
-    *("resume", "run_dir", "max_steps", "measure_cost", "download"),
-    *("compilation_cache_dir", "num_devices"),
+    *("resume", "run_dir", "max_steps", "measure_cost"),
+    *("compilation_cache_dir", "num_devices", "eval_batch_size"),
+    *("dataset", "data_dir", "download", "image_size", "exif_orientation", "valid_dataset"),
+    *("policy", "judge_also", "proxy"),
 )
 _CHECKPOINTS_KEPT = 2
-_FIRST_FILES = {"environment.json", "environment.json.part", "flags.txt.part"}
+_FIRST_FILES = {
+    *("environment.json", "environment.json.part", "inputs.json", "inputs.json.part", "flags.txt.part")
+}
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
+_ARITHMETIC = (
+    *("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl"),
+    "jax_threefry_partitionable",
+)
 
 
-def create(path, flags, *, resume=False):
-    """Opens the folder of a run, which is created if missing.
+def create(path, flags, contents=None, *, resume=False):
+    """Opens the folder of a run, which is created if missing; that of a finished run is left as it is.
 
     Args:
       flags: mapping from flag name to resolved value (None, bool, int, float, str, or a list of them).
+      contents: what the flags name, by content: mapping from what it is to a text, or None for nothing.
       resume: go on in a folder that an earlier start of the same run left, without the metrics of steps after
         its last checkpoint.
 
     Raises:
-      ValueError: a new run in a folder with content, or a resumed run with other flags than flags.txt holds.
+      ValueError: a new run in a folder with content; a resumed run with other flags, contents, versions or
+        arithmetic than its first start; a file in the folder that is damaged.
       FileNotFoundError: a resumed run in a folder that no run has left.
     """
-    path = pathlib.Path(path)
+    path, contents = pathlib.Path(path), {**_foundation(), **(contents or {})}
     if resume:
-        _check_same_flags(path, flags)
+        _check_same_run(path, flags, contents)
     # A start that was killed before flags.txt has left nothing to lose.
     elif path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - _FIRST_FILES):
         raise ValueError(f"{path} is not an empty folder: choose another, or add --resume")
     lines = _flag_lines(flags)
     devices.barrier(f"{path}: checked")  # by all processes, before the first one changes it
     folder = RunFolder(path)
-    if devices.is_primary() and resume:
-        folder.clean()
-        first = json.loads((path / "environment.json").read_text())
-        first.setdefault("resumed", []).append(environment())
-        _write_json(path / "environment.json", first)
-    elif devices.is_primary():
+    if resume and not folder.is_finished:
+        folder.reopen()
+    elif devices.is_primary() and not resume:
         path.mkdir(parents=True, exist_ok=True)
         _write_json(path / "environment.json", environment())
+        _write_json(path / "inputs.json", contents)
         # Last, because a folder with flags.txt can be resumed.
         _replace(path / "flags.txt", "".join(f"{line}\n" for line in lines))
     devices.barrier(f"{path}: open")
+    if not devices.is_primary():
+        _check_same_run(path, flags, contents)  # the first process has the same
     return folder
 
 
@@ -89,6 +110,34 @@ class RunFolder:
         self.path = pathlib.Path(path)
         self.policy_path = self.path / "policy.json"
         self._checkpoints = (self.path / "checkpoints").absolute()
+
+    @property
+    def is_finished(self):
+        """Whether the run has come to its end, figures and all."""
+        is_written = all((self.path / name).is_file() for name in ("summary.json", "environment.json"))
+        return is_written and "end_time" in read_environment(self.path)
+
+    def finish(self):
+        """Says that all is done."""
+        if devices.is_primary():
+            # A folder around those of several seeds has no environment of its own.
+            before = read_environment(self.path) if (self.path / "environment.json").is_file() else {}
+            _write_json(self.path / "environment.json", {**before, "end_time": _now()})
+
+    def reopen(self):
+        """Gets the folder of an earlier start ready to go on: cleans it, takes `finish` back."""
+        if devices.is_primary():
+            self.clean()
+            before, now = read_environment(self.path), environment()
+            commits = before.get("git_commit"), now["git_commit"]
+            if None not in commits and commits[0] != commits[1]:
+                print(
+                    f"{self.path} was started with commit {commits[0]}, now it is {commits[1]}",
+                    file=sys.stderr,
+                )
+            before.pop("end_time", None)
+            resumed = [*before.pop("resumed", []), now]
+            _write_json(self.path / "environment.json", {**before, "resumed": resumed})
 
     @property
     def figures_path(self):
@@ -151,14 +200,19 @@ class RunFolder:
             ) from error
 
     def clean(self, last=None):
-        """Deletes half-written checkpoints, and metrics after step `last` (the newest checkpoint)."""
+        """Deletes half-written files, and metrics after step `last` (the newest checkpoint)."""
         if not devices.is_primary():
             return
         for half_written in self._checkpoints.glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(half_written)
+        for pattern in ("*.part", "*.tmp", "figures/*.part"):
+            for half_written in self.path.glob(pattern):
+                half_written.unlink()
         last = (self.latest_step() or 0) if last is None else last
-        kept = [line for line in read_metrics(self.path) if line["step"] <= last]
-        _replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        metrics = read_metrics(self.path)
+        kept = [line for line in metrics if line.get("step", 0) <= last]
+        if metrics:
+            _replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def _steps(self):
         """Sorted steps of the whole checkpoints; Orbax writes this file just before the rename."""
@@ -167,18 +221,27 @@ class RunFolder:
 
 
 def environment():
-    """What a run depends on besides its flags: versions, devices, commit, time."""
+    """What a run depends on besides its flags and inputs: versions, devices, commit, time."""
     all_devices = jax.devices()
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        "platform": all_devices[0].platform,
+        **_foundation(),
         "device_kind": all_devices[0].device_kind,
         "device_count": len(all_devices),
         "process_count": jax.process_count(),
         "cpu_count": os.cpu_count(),
         "git_commit": _git_commit(),
-        "start_time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "start_time": _now(),
+    }
+
+
+def _foundation():
+    """Of the environment, what decides the bytes of a result; the kind and number of devices only round."""
+    return {
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "dada": dada.__version__,
+        "platform": jax.default_backend(),
+        **{name: getattr(jax.config, name) for name in _ARITHMETIC},
     }
 
 
@@ -187,7 +250,11 @@ def read_flags(path):
     file = pathlib.Path(path) / "flags.txt"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file, so {path} is not a run folder")
-    return _parse_flags(file.read_text().splitlines())
+    lines = _read_text(file).splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not re.fullmatch("--[^=]+=.*", line):
+            raise ValueError(f"{file}, line {number}: got {line[:80]!r}, expected --NAME=VALUE")
+    return _parse_flags(lines)
 
 
 def flag_texts(flags):
@@ -195,18 +262,35 @@ def flag_texts(flags):
     return _parse_flags(_flag_lines(flags))
 
 
+def read_contents(path):
+    """inputs.json of a run folder as a mapping; None of a run from before there was one."""
+    file = pathlib.Path(path) / "inputs.json"
+    return _read_json(file) if file.is_file() else None
+
+
+def check_contents(path, contents):
+    """Raises ValueError if the run in a folder was not made of these contents, as in `create`."""
+    before = read_contents(path)
+    if before is None:
+        what = "what this older run was made of cannot be told"
+        raise ValueError(f"{path} has no inputs.json: {what}, start it anew in another folder")
+    for name, value in contents.items():
+        if before.get(name) != value:
+            got, expected = ("none" if one is None else one for one in (value, before.get(name)))
+            raise ValueError(f"{path}: {name}: got {got}, expected {expected}, with which this run started")
+
+
+def read_environment(path):
+    """environment.json of a run folder as a mapping."""
+    return _read_json(pathlib.Path(path) / "environment.json")
+
+
 def read_metrics(path):
     """The lines of metrics.jsonl of a run folder as mappings, without a line that was cut off."""
     file = pathlib.Path(path) / "metrics.jsonl"
-    lines = file.read_text().split("\n") if file.exists() else [""]
-    metrics = []
+    lines = _read_text(file).split("\n") if file.exists() else [""]
     # Only what ends in a line break was written whole; the last piece is empty or cut off.
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            metrics.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number}: not JSON: {line[:80]!r}") from error
-    return metrics
+    return [_parse_json(line, f"{file}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
 
 
 def read_summary(path):
@@ -214,7 +298,7 @@ def read_summary(path):
     file = pathlib.Path(path) / "summary.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; not a run folder, or not a finished run")
-    return json.loads(file.read_text())
+    return _read_json(file)
 
 
 def _flag_lines(flags):
@@ -238,6 +322,11 @@ def _parse_flags(lines):
     return dict(line.removeprefix("--").split("=", 1) for line in lines)
 
 
+def _check_same_run(path, flags, contents):
+    _check_same_flags(path, flags)
+    check_contents(path, contents)
+
+
 def _check_same_flags(path, flags):
     before = read_flags(path)
     now = flag_texts(flags)
@@ -247,6 +336,10 @@ def _check_same_flags(path, flags):
                 f"{path} was run with --{name}={before.get(name, '(unset)')}, got "
                 f"{now.get(name, '(unset)')}: a resumed run needs the same flags"
             )
+
+
+def _now():
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _git_commit():
@@ -271,6 +364,28 @@ def _to_json(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _read_text(file):
+    try:
+        return file.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not text in UTF-8") from error
+
+
+def _read_json(file):
+    return _parse_json(_read_text(file), file)
+
+
+def _parse_json(text, where):
+    """A JSON object; ValueError says where it was expected."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {text[:80]!r}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: got {text[:80]!r}, expected a JSON object")
+    return content
 
 
 def _write_json(path, content):

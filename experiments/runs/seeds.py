@@ -12,19 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs import compiled_loop, run_folder
+from experiments.runs import compiled_loop, devices, run_folder
 
 
-def open_folders(settings: dict[str, Any]) -> dict[int, run_folder.RunFolder]:
+def open_folders(
+    settings: dict[str, Any], contents: dict[str, str | None]
+) -> dict[int, run_folder.RunFolder]:
     """Opens the run folders by seed: --run_dir itself for one seed, else --run_dir/seed_N.
 
-    Each folder gets the resolved flags of a run with its seed alone. With --resume, an earlier start may not
-    have come to all seeds.
+    Each folder gets the resolved flags of a run with its seed alone, and the contents. With --resume, an
+    earlier start may not have come to all seeds.
 
     Raises: as `run_folder.create`.
     """
     root, resume = pathlib.Path(settings["run_dir"]), settings["resume"]
     is_many = settings["num_seeds"] > 1
+    if is_many and (root / "flags.txt").is_file():
+        raise ValueError(f"{root} holds a run of one seed, got --num_seeds={settings['num_seeds']}")
     if is_many and resume and not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder to resume")
     if is_many and not resume and root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -32,9 +36,16 @@ def open_folders(settings: dict[str, Any]) -> dict[int, run_folder.RunFolder]:
     folders = {}
     for seed in range(settings["seed"], settings["seed"] + settings["num_seeds"]):
         path = root / f"seed_{seed}" if is_many else root
-        resumes = resume and not (is_many and not path.exists())
-        folders[seed] = run_folder.create(path, {**settings, "seed": seed, "num_seeds": 1}, resume=resumes)
+        resumes = resume and not (is_many and not (path / "flags.txt").is_file())
+        flags = {**settings, "seed": seed, "num_seeds": 1}
+        folders[seed] = run_folder.create(path, flags, contents, resume=resumes)
     return folders
+
+
+def say_finished(settings: dict[str, Any]) -> None:
+    """Tells that a resumed run has nothing to do."""
+    if devices.is_primary():
+        print(f"{settings['run_dir']} is finished: nothing is changed")
 
 
 def groups(folders: dict[int, run_folder.RunFolder]) -> list[dict[int, run_folder.RunFolder]]:

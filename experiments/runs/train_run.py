@@ -106,7 +106,7 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[
     """Trains with all given seeds, as `seeds.groups` says, and fills their folders, which are given by seed.
 
     With checkpoints, the runs go on after the last epoch that all of a group have. Yields (seed, summary), of
-    several processes in the first one only.
+    several processes in the first one only; `finish` is left to the caller.
 
     Raises:
       command_line.Interrupted: the loss of a seed is not finite.
@@ -125,7 +125,7 @@ def _run_at_once(task, loop, test, folders):
         states = [folder.restore(state, done) for folder, state in zip(folders.values(), states)]
     for folder in folders.values():
         folder.clean(done)
-        if devices.is_primary():
+        if devices.is_primary() and not folder.policy_path.exists():
             policies.save(folder.policy_path, config.policy)
     state, key = devices.replicate((seeds.stack(states), seeds.stack(keys)), task.mesh)
 

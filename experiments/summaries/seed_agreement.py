@@ -13,6 +13,7 @@ Contract: reads the finished run folders of the seeds; the same folders give the
 """
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,12 @@ def write(path: str | os.PathLike, folders: dict[int, run_folder.RunFolder]) -> 
     policies.save(folder.policy_path, merged)
     folder.write_summary(summary)
     return summary
+
+
+def is_finished(path: str | os.PathLike, seeds: Iterable[int]) -> bool:
+    """Whether a folder is finished around these seeds, or around more."""
+    is_finished = run_folder.RunFolder(path).is_finished
+    return is_finished and set(seeds) <= set(run_folder.read_summary(path).get("seeds", []))
 
 
 def format_table(summary: dict[str, Any]) -> str:

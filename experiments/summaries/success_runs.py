@@ -6,6 +6,7 @@ commands can fill one table.
 
 import json
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 from experiments.runs import run_folder
@@ -55,15 +56,25 @@ def read(definition: success_definition.Definition) -> dict[Key, Run]:
     return runs
 
 
-def is_finished(definition: success_definition.Definition, key: Key, path: pathlib.Path) -> bool:
-    """Whether a run folder holds the finished run of a cell; ValueError if it holds one of another recipe."""
+def is_finished(
+    definition: success_definition.Definition,
+    key: Key,
+    path: pathlib.Path,
+    contents: Callable[[], dict[str, str | None]],
+) -> bool:
+    """Whether a run folder holds the finished run of a cell.
+
+    Raises:
+      ValueError: it holds one of another recipe or of other contents.
+    """
     if not (path / "summary.json").is_file():
         return False
     try:
         _check(definition, key, table_definition.what_was_run(run_folder.read_flags(path)))
+        run_folder.check_contents(path, contents())
     except ValueError as error:
         raise ValueError(f"{path}: {error}; choose another --run_dir") from error
-    return True
+    return run_folder.RunFolder(path).is_finished
 
 
 def record(definition: success_definition.Definition, key: Key, path: pathlib.Path) -> Run:

@@ -12,7 +12,8 @@ import pathlib
 import shutil
 from typing import NamedTuple
 
-from experiments.runs import run_folder
+from dada import policies
+from experiments.runs import contents, run_folder
 from experiments.summaries import table_definition
 
 FILE = "runs.jsonl"
@@ -116,7 +117,7 @@ def _read_run(definition, path):
     if cell is None:
         return None
     seed = int(all_flags["seed"])
-    environment = json.loads((path / "environment.json").read_text())
+    environment = run_folder.read_environment(path)
     return Run(
         *cell,
         seed=seed,
@@ -130,9 +131,9 @@ def _read_run(definition, path):
 
 
 def _read_search(definition, search_path, flags, path, cell, seed):
-    policies = definition.path / "policies"
-    policies.mkdir(exist_ok=True)
-    copy = policies / f"{'_'.join(cell)}_seed_{seed}.json"
+    folder = definition.path / "policies"
+    folder.mkdir(exist_ok=True)
+    copy = folder / f"{'_'.join(cell)}_seed_{seed}.json"
     # The training's own copy: what it was trained with, whatever became of the search since.
     shutil.copyfile(path / "policy.json", copy)
     return Search(
@@ -145,7 +146,7 @@ def _read_search(definition, search_path, flags, path, cell, seed):
 
 def hardware(path: pathlib.Path) -> str:
     """On what the run in a folder was run."""
-    environment = json.loads((path / "environment.json").read_text())
+    environment = run_folder.read_environment(path)
     is_cpu = environment["platform"] == "cpu"
     return f"{environment['cpu_count']} CPU cores" if is_cpu else environment["device_kind"]
 
@@ -164,9 +165,15 @@ def _search_folder(path, flags):
     # Run folders that were moved together still lie the same way from each other.
     moved = path / os.path.relpath(policy.parent, flags["run_dir"])
     for folder in (policy.parent, moved):
-        if (folder / "flags.txt").is_file() and (folder / "summary.json").is_file():
+        if all((folder / name).is_file() for name in ("flags.txt", "summary.json")) and _found(folder, path):
             return folder
     return None
+
+
+def _found(folder, path):
+    """Whether the search in a folder found what was trained with; the flags alone say so of an older run."""
+    trained = (run_folder.read_contents(path) or {}).get("policy")
+    return trained in (None, contents.of_policies([policies.load(folder / "policy.json")]))
 
 
 def _cell(definition, flags, search_flags):
