@@ -92,7 +92,7 @@ def init(policy_space: str, num_ops: int) -> Parameters:
     else:
         raise ValueError(f'policy_space must be "pairs" or "slots", got {policy_space!r}')
     per_op = (rows, OPS_PER_SUB_POLICY)
-    return Parameters(jnp.zeros(op_shape), jnp.zeros(per_op), jnp.zeros(per_op))
+    return Parameters(*(jnp.zeros(shape, jnp.float32) for shape in (op_shape, per_op, per_op)))
 
 
 def _is_pairs(parameters: Parameters) -> bool:
@@ -214,7 +214,7 @@ def share_between_pairs(gradient: Parameters, num_ops: int) -> Parameters:
     table = jnp.asarray(pair_table(num_ops))
 
     def shared(per_entry):
-        return jnp.zeros(num_ops).at[table].add(per_entry)[table]
+        return jnp.zeros(num_ops, per_entry.dtype).at[table].add(per_entry)[table]
 
     logits = gradient.op[0, 0]
     both = jnp.broadcast_to(logits[:, None], table.shape)
@@ -231,7 +231,7 @@ def op_mass(parameters: Parameters, num_ops: int) -> jax.Array:
     application = jax.nn.sigmoid(parameters.application)
     if _is_pairs(parameters):
         applied = probabilities[0, 0][:, None] * application
-        return jnp.zeros(num_ops).at[jnp.asarray(pair_table(num_ops))].add(applied)
+        return jnp.zeros(num_ops, applied.dtype).at[jnp.asarray(pair_table(num_ops))].add(applied)
     return jnp.einsum("gkm,gk->m", probabilities, application) / probabilities.shape[0]
 
 
