@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...gradients import relaxation
-from ...ops import SearchSpace, extra_ops
+from ...ops import SearchSpace, space_options
 from ...policies import Policy, SubPolicies
 
 OPS_PER_SUB_POLICY = 2
@@ -266,7 +266,7 @@ def as_policy(
     Raises:
       ValueError: the rows of `space` are not those of the search space of its name.
     """
-    extra = extra_ops(space)
+    options = space_options(space)
     op, probability, level = (
         np.asarray(leaf, np.float64)
         for leaf in (
@@ -289,9 +289,9 @@ def as_policy(
     return Policy(
         kind="sub_policies",
         search_space=space.name,
-        extra_ops=extra,
         content=SubPolicies(rows, probability, level, weight),
         method="dada",
         selection_rule=rule + moment,
+        **options,
         **metadata,
     )

@@ -202,7 +202,7 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> Policy:
 
     One entry for every epoch that the search has begun, p_tp smoothed over `smoothing` epochs.
     """
-    extra_ops = ops.extra_ops(config.space)
+    options = ops.space_options(config.space)
     count = max(1, -(-int(state.train.step) // config.steps_per_epoch))
     alpha_tp, alpha_o = (np.asarray(leaf, np.float64)[:count] for leaf in state.snapshots)
     p_o = np.exp(alpha_o - alpha_o.max(1, keepdims=True))
@@ -217,10 +217,10 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> Policy:
     return Policy(
         kind="schedule",
         search_space=config.space.name,
-        extra_ops=extra_ops,
         content=content,
         method="ddas",
         preset=config.preset,
         selection_rule=f"p_tp (mean of {config.smoothing}) and p_o at the {moment} of every epoch",
+        **options,
         **metadata,
     )
