@@ -58,7 +58,7 @@ def define(values: flags.FlagValues) -> None:
     add.float("policy_learning_rate", None, "Adam, of the policy.", lower_bound=0.0)
     add.bool("judge", False, "At the end, tell by short trainings whether the policy is worth using.")
     about = "Passes over the training images in each of these."
-    add.integer("judge_epochs", 6, about, lower_bound=1)
+    add.integer("judge_epochs", 6, about, 1, run_flags.MAX_EPOCHS)
     add.list("judge_also", [], f"More policies to judge, each one of: {named_policy.FORMS}.")
 
 
@@ -206,6 +206,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     command_line.require_no_arguments(arguments)
     run_flags.start(values)
     settings = _resolve(values)
+    values.run_dir = settings["run_dir"]
     dataset = run_flags.load_dataset(settings)
     is_given = "valid_batch_size" in run_flags.given(values)
     task = task_of(settings, dataset, fits_valid_batch=not is_given)

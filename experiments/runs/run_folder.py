@@ -293,9 +293,9 @@ def _with_sharding(leaf):
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps the forty lines that Orbax logs for each checkpoint out of a run's output."""
+    """Keeps what Orbax logs out of a run's output: forty lines for each checkpoint, and errors that it raises."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(min(verbosity, logging.ERROR))
+    logging.set_verbosity(min(verbosity, logging.FATAL))
     try:
         yield
     finally:
