@@ -44,7 +44,7 @@ _CPU_BATCH_SIZES = {"wrn_10_1": 128}  # of other networks 32: a step of 128 imag
 def define(values: flags.FlagValues) -> None:
     add = command_line.definers(values)
     add.string("run_dir", None, "Folder for everything that is written; new or empty.")
-    add.integer("seed", 0, "Seed of everything random.", lower_bound=0)
+    add.integer("seed", 0, "Seed of everything random.", 0, command_line.MAX_SEED)
     add.list("only", list(PARTS), f"Parts that are run, some of {', '.join(PARTS)}.")
     add.list("models", [], f"Networks. Default: {', '.join(MODELS)}; on a CPU {', '.join(_CPU_MODELS)}.")
     about = "Images in a step. Default: 128; on a CPU 32 for all networks but wrn_10_1."
@@ -129,6 +129,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     command_line.require_no_arguments(arguments)
     _check(values)
     folder = _open_folder(values.run_dir)
+    values.run_dir = str(folder)
     results = {
         "environment": {**run_folder.environment(), "pillow": PIL.__version__},
         "settings": {

@@ -162,7 +162,7 @@ def draw(tasks: list[Task], path: pathlib.Path) -> pathlib.Path:
 
 def define(values: flags.FlagValues) -> None:
     add = command_line.definers(values)
-    add.integer("simulations", 12, "Simulated searches for each task.", lower_bound=2)
+    add.integer("simulations", 12, "Simulated searches for each task.", 2, 100_000)
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> None:

@@ -47,17 +47,19 @@ def define(values: flags.FlagValues) -> None:
     add.bool("measure_cost", False, "At the end, time a step against a plain training step.")
     add.string("search_space", None, "Ops and their ranges.")
     add.list("extra_ops", [], "Ops without magnitude to add to the search space.")
+    about = "Ops to leave out of it, or rows: Rotate for both directions, Rotate- for one."
+    add.list("exclude_ops", [], about)
     about = "Images to validate with: a folder <class>/, or an .npz. Default: a part of the training images."
     add.string("valid_dataset", None, about)
     about = "Search with only so many %s images, for all seeds the same. Default: all."
-    add.integer("num_train", None, about % "training", lower_bound=1)
-    add.integer("num_valid", None, about % "validation", lower_bound=1)
+    add.integer("num_train", None, about % "training", 1)
+    add.integer("num_valid", None, about % "validation", 1)
     about = "Validation images per step; of deepaa, for each data point. Default: all, if there are few."
     add.integer("valid_batch_size", None, about, lower_bound=1)
     add.float("policy_learning_rate", None, "Adam, of the policy.", lower_bound=0.0)
     add.bool("judge", False, "At the end, tell by short trainings whether the policy is worth using.")
     about = "Passes over the training images in each of these."
-    add.integer("judge_epochs", 6, about, lower_bound=1)
+    add.integer("judge_epochs", 6, about, 1, run_flags.MAX_EPOCHS)
     add.list("judge_also", [], f"More policies to judge, each one of: {named_policy.FORMS}.")
 
 
@@ -99,6 +101,10 @@ def _planted_op(name: str, value: float | None, method: Method, config: Any) -> 
     """A planted op and its value, which must change images."""
     index = planting.row_of(config.space, name, value)
     if index is None:
+        whole = ops.search_space(config.space.name)
+        excluded = planting.row_of(whole, name, value)
+        if excluded is not None:
+            raise ValueError(f"--planted_op: {whole.rows[excluded].name} is excluded: no search can find it")
         raise ValueError(f"--planted_op: {name} is not in the search space; --extra_ops={name} adds it")
     row = config.space.rows[index]
     if value is None:
@@ -133,7 +139,8 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
       ValueError: settings that do not go together, or not with the data set.
     """
     method = METHODS[settings["method"]].METHODS[settings["preset"]]
-    space = ops.search_space(settings["search_space"], tuple(settings["extra_ops"]))
+    options = (tuple(settings[name]) for name in ("extra_ops", "exclude_ops"))
+    space = ops.search_space(settings["search_space"], *options)
     train, valid = method.split(dataset, settings)
     train = datasets.stratified_part(train, settings["num_train"], "num_train")
     valid = datasets.stratified_part(valid, settings["num_valid"], "num_valid")
@@ -176,6 +183,8 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     images = planting.plant(planted, data.valid.images)
     data = data._replace(valid=data.valid._replace(images=images))
     total, max_steps = method.total_steps(config), settings["max_steps"]
+    if judged and len(space.rows) < 2:
+        raise ValueError("--judge trains with random pairs of ops, got a search space of one op")
     if judged and max_steps is not None and max_steps < total:
         raise ValueError(f"--max_steps={max_steps}: expected all {total} steps with --judge")
     return Task(
@@ -239,6 +248,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     command_line.require_no_arguments(arguments)
     run_flags.start(values)
     settings = _resolve(values)
+    values.run_dir = settings["run_dir"]
     dataset = run_flags.load_dataset(settings)
     is_given = "valid_batch_size" in run_flags.given(values)
     task = task_of(settings, dataset, fits_valid_batch=not is_given)

@@ -27,7 +27,7 @@ def define(values: flags.FlagValues) -> None:
     add.string("run_dir", None, "Folder for all runs of the table. Without it nothing is run.")
     add.list("searches", [], "Keys of the searches that are run. Default: all.")
     add.list("cases", [], "Keys of the planted ops that are run. Default: all.")
-    add.integer("seed", 0, "First seed.", lower_bound=0)
+    add.integer("seed", 0, "First seed.", 0, command_line.MAX_SEED)
     about = "Seeds from the first one, as far as a search has them. Default: all."
     add.integer("num_seeds", None, about, lower_bound=1)
     add.string("data_dir", None, "As of a search.")

@@ -9,6 +9,7 @@ recipe and writes nothing.
 """
 
 import functools
+import math
 import pathlib
 import time
 from typing import Any
@@ -67,7 +68,7 @@ def define(values: flags.FlagValues) -> None:
         upper_bound=1.0,
     )
     add.float("label_smoothing", 0.0, "Share of the target spread over all classes.", 0.0, 1.0)
-    add.integer("batch_augmentation", 1, "Augmented copies of each image in a step.", lower_bound=1)
+    add.integer("batch_augmentation", 1, "Augmented copies of each image in a step.", 1, 10_000)
     add.enum("dtype", "float32", ("float32", "bfloat16"), "In which the network computes.")
 
 
@@ -104,9 +105,12 @@ def _plant(text: str | None, dataset: datasets.Dataset) -> datasets.Dataset:
 
 def _numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
     try:
-        return tuple(float(text) for text in texts)
+        numbers = tuple(float(text) for text in texts)
     except ValueError:
-        raise ValueError(f"--{flag}: got {','.join(texts)}, expected numbers") from None
+        numbers = (math.nan,)
+    if not all(0.0 <= number < math.inf for number in numbers):
+        raise ValueError(f"--{flag}: got {','.join(texts)}, expected numbers of 0 or more")
+    return numbers
 
 
 def _policy(name: str, frozen: str | None, image_size: tuple[int, int]) -> policies.Policy:
@@ -180,6 +184,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     command_line.require_no_arguments(arguments)
     run_flags.start(values)
     settings = _resolve(values)
+    values.run_dir = settings["run_dir"]
     dataset = run_flags.load_dataset(settings)
     task = task_of(settings, dataset)
     if settings["smoke"]:

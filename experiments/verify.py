@@ -133,7 +133,8 @@ def verify(seed: int, parts: tuple[Part, ...]) -> tuple[int, int]:
 
 
 def define(values: flags.FlagValues) -> None:
-    command_line.definers(values).integer("seed", 0, "Seed of everything random.", lower_bound=0)
+    add = command_line.definers(values)
+    add.integer("seed", 0, "Seed of everything random.", 0, command_line.MAX_SEED)
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> None:

@@ -1,7 +1,12 @@
-"""The folder of compiled programs: which one is used, and when none is."""
+"""The folder of compiled programs: which one is used, when none is, and what becomes of broken ones."""
+
+import warnings
+import zlib
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from experiments.runs import compilation_cache
 
@@ -17,6 +22,7 @@ def no_folder():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    jax_cache.reset_cache()
 
 
 def used():
@@ -55,3 +61,38 @@ def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
     assert used()[0] is None
     with pytest.raises(OSError, match="file"):
         compilation_cache.use(str(tmp_path / "file" / "folder"))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: b"no program" * 100,
+        lambda content: zlib.compress(b"no program"),
+    ],
+    ids=["empty", "cut off", "another file", "another content"],
+)
+def test_a_broken_program_is_replaced_with_one_line(tmp_path, broken, capsys):
+    def compile_again():
+        jax.clear_caches()
+        jax_cache.reset_cache()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            compilation_cache.use(str(tmp_path))
+            return jax.jit(lambda x: jnp.sin(x) @ x).lower(jnp.ones((3, 3))).compile()
+
+    compile_again()
+    compilation_cache._say_once.cache_clear()
+    good = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert good
+    for path in tmp_path.iterdir():
+        path.write_bytes(broken(path.read_bytes()))
+    capsys.readouterr()
+    compile_again()
+    line = f"{tmp_path}: compiled programs that cannot be read or written are compiled again\n"
+    assert capsys.readouterr().err == line
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert sizes.keys() == good.keys() and all(abs(sizes[name] - good[name]) < 20 for name in good)
+    compile_again()
+    assert capsys.readouterr().err == ""

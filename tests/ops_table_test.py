@@ -177,6 +177,18 @@ def test_extra_ops_are_appended_without_magnitude():
     assert ops.row_op_ids(space).dtype == np.int32
 
 
+def test_excluded_ops_are_ops_in_both_directions_or_rows():
+    space = ops.search_space("directed", ("Rotate90",), ("Rotate", "ShearX-", "Cutout"))
+    left = {"Rotate+", "Rotate-", "ShearX-", "Cutout"}
+    whole = ops.search_space("directed", ("Rotate90",))
+    assert space.rows == tuple(row for row in whole.rows if row.name not in left)
+    rows = ("ShearX-", "Rotate+", "Rotate-", "Cutout")
+    assert ops.space_options(space) == {"extra_ops": ("Rotate90",), "excluded_ops": rows}
+    assert ops.search_space("directed", ("Rotate90",), rows) == space
+    with pytest.raises(ValueError, match="expected some of those of 'directed'"):
+        ops.space_options(space._replace(rows=space.rows[::-1]))
+
+
 def test_a_space_is_a_static_argument():
     function = jax.jit(ops.level_to_value, static_argnums=0)
     space = ops.search_space("strength", ("FlipLR",))

@@ -186,6 +186,15 @@ CORRUPTIONS = {
     "unknown space": ("sub_policies", ("search_space",), "data", "got 'data', expected one of dada"),
     "space is a number": ("sub_policies", ("search_space",), 4, "search_space: got 4"),
     "unknown extra op": ("sub_policies", ("extra_ops", 0), "Rotate91", "extra op: got 'Rotate91'"),
+    "unknown excluded op": ("layers", ("excluded_ops",), ["Invret"],
+        "excluded op: got 'Invret', expected one of search space 'strength': ShearX, ShearY"),
+    "excluded op in use": ("sub_policies", ("excluded_ops",), ["Invert"],
+        "sub_policies[1][0].op: got 'Invert', expected one of ShearX, ShearY"),
+    "excluded candidate": ("schedule", ("excluded_ops",), ["Cutout"], "candidates[1].op: got 'Cutout'"),
+    "extra and excluded": ("layers", ("excluded_ops",), ["Rotate90"], "is one of the extra ops Rotate90"),
+    "excluded is text": ("layers", ("excluded_ops",), "Invert", "excluded_ops: got 'Invert', expected"),
+    "excluded is null": ("layers", ("excluded_ops",), None, "excluded_ops: got None, expected a list"),
+    "excluded a number": ("layers", ("excluded_ops",), [3], "excluded_ops: got 3, expected a string"),
     "unknown kind": ("sub_policies", ("kind",), "sub_policy",
         "kind: got 'sub_policy', expected one of sub_policies, layers, schedule"),
     "wrong version": ("sub_policies", ("format_version",), 2, "format_version: got 2, expected 1"),
@@ -374,6 +383,6 @@ def test_op_mass_of_layers_and_schedule(tmp_path):
 def test_format_table(kind, expected, tmp_path):
     text = policies.format_table(policies.load(_write(tmp_path, FILES[kind])))
     lines = text.splitlines()
-    assert lines[0] == f"{kind} in search space strength"
+    assert lines[0] == f"{kind} in search space strength with Rotate90"
     for line in expected:
         assert line in lines

@@ -168,10 +168,11 @@ def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finishe
 def test_official_preset_and_max_steps(files, monkeypatch):
     small_runs.compile_quickly(monkeypatch)
     changes = {"preset": "official", "max_steps": 2, "extra_ops": []}
-    changes |= {"planted_op": "Invert,Brightness:0.5", "num_valid": 18}
+    changes |= {"planted_op": "Invert,Brightness:0.5", "num_valid": 18, "exclude_ops": ["Rotate", "Cutout"]}
     official = run_here(files, "official", **changes)
     found = policies.load(official / "policy.json")
     assert (found.search_space, found.preset, found.content.weight) == ("dada", "official", None)
+    assert found.excluded_ops == ("Rotate", "Cutout") and len(policies.space(found).rows) == 13
     summary = run_folder.read_summary(official)
     assert len(found.content.row) == 25 and summary["steps"] == 2
     assert [(op["row"], op["value"]) for op in summary["planted"]] == [("Invert", 0.8), ("Brightness", 0.5)]

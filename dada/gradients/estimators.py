@@ -153,7 +153,7 @@ def init_control_variate(key: jax.Array, num_features: int, hidden: int = 100) -
 
     def uniform(key, shape, fan_in):
         bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
     return {
         "hidden_weight": uniform(keys[0], (num_features, hidden), num_features),

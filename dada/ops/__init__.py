@@ -13,12 +13,12 @@ from .table import (
     OpRow,
     SearchSpace,
     apply_op,
-    extra_ops,
     level_to_value,
     op_ids,
     random_ops,
     row_op_ids,
     search_space,
+    space_options,
 )
 
 __all__ = [
@@ -30,10 +30,10 @@ __all__ = [
     "OpRow",
     "SearchSpace",
     "apply_op",
-    "extra_ops",
     "level_to_value",
     "op_ids",
     "random_ops",
     "row_op_ids",
     "search_space",
+    "space_options",
 ]

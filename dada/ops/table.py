@@ -231,17 +231,21 @@ _SPACES = {
 SPACE_NAMES: tuple[str, ...] = tuple(_SPACES)
 
 
-def search_space(name: str, extra_ops: tuple[str, ...] = ()) -> SearchSpace:
-    """Returns a search space by name, with extra ops without magnitude appended.
+def search_space(
+    name: str, extra_ops: tuple[str, ...] = (), excluded_ops: tuple[str, ...] = ()
+) -> SearchSpace:
+    """Returns a search space by name, with extra ops without magnitude appended, and without excluded ones.
 
     Args:
       name: one of `SPACE_NAMES`.
       extra_ops: names of ops without magnitude (Rotate90, FlipLR, Identity, ...) to append in
         this order; their level is ignored.
+      excluded_ops: names of rows to leave out, or of ops: Rotate means Rotate+ and Rotate-.
     Returns:
       The SearchSpace; its rows keep their order, so row indices do not depend on extra_ops.
     Raises:
-      ValueError: unknown space or op, an op with a magnitude as extra, or a repeated op.
+      ValueError: unknown space or op, an op with a magnitude as extra, a repeated op, an excluded op that is
+        extra or not in the space, or nothing left.
     """
     if name not in _SPACES:
         raise ValueError(f"search space: got {name!r}, expected one of {', '.join(SPACE_NAMES)}")
@@ -255,22 +259,38 @@ def search_space(name: str, extra_ops: tuple[str, ...] = ()) -> SearchSpace:
         if op in seen:
             raise ValueError(f"extra op {op!r} is already in search space {name!r}")
         seen.add(op)
-    return SearchSpace(name, rows + _without_magnitude(*extra_ops))
+    left = rows
+    for op in excluded_ops:
+        if op in extra_ops:
+            raise ValueError(f"excluded op {op!r} is one of the extra ops {', '.join(extra_ops)}")
+        if not any(op in (row.name, row.op) for row in rows):
+            names = ", ".join(row.name for row in rows)
+            raise ValueError(f"excluded op: got {op!r}, expected one of search space {name!r}: {names}")
+        before, left = left, tuple(row for row in left if op not in (row.name, row.op))
+        if left == before:
+            raise ValueError(f"excluded op {op!r} is already excluded")
+    if not left and not extra_ops:
+        raise ValueError(f"excluded ops: got all of search space {name!r}, expected some to be left")
+    return SearchSpace(name, left + _without_magnitude(*extra_ops))
 
 
-def extra_ops(space: SearchSpace) -> tuple[str, ...]:
-    """Returns the names with which `search_space(space.name, names)` gives the space again.
+def space_options(space: SearchSpace) -> dict[str, tuple[str, ...]]:
+    """Returns the extra_ops and excluded_ops with which `search_space(space.name, **options)` is the space.
 
     Raises:
       ValueError: no names do, because the rows are not those of the search space of that name.
     """
-    names = tuple(row.name for row in space.rows[len(search_space(space.name).rows) :])
-    if space != search_space(space.name, names):
+    whole, names = ([row.name for row in rows] for rows in (search_space(space.name).rows, space.rows))
+    options = {
+        "extra_ops": tuple(name for name in names if name not in whole),
+        "excluded_ops": tuple(name for name in whole if name not in names),
+    }
+    if space != search_space(space.name, **options):
         raise ValueError(
-            f"space: got rows {', '.join(row.name for row in space.rows)}, expected those of "
-            f"{space.name!r}, which the policy will be read with, and extra ops behind them"
+            f"space: got rows {', '.join(names)}, expected some of those of {space.name!r}, which the policy "
+            "will be read with, and extra ops behind them"
         )
-    return names
+    return options
 
 
 def row_op_ids(space: SearchSpace) -> np.ndarray:

@@ -44,7 +44,7 @@ def merge(found: Sequence[Policy]) -> Policy:
         raise ValueError("policies: got none, expected one or more to merge")
     first, contents = found[0], [policy.content for policy in found]
     for number, other in enumerate(found[1:], start=1):
-        for name in ("kind", "search_space", "extra_ops"):
+        for name in ("kind", "search_space", "extra_ops", "excluded_ops"):
             _require_same(number, name, getattr(other, name), getattr(first, name))
         for name in _SAME[first.kind]:
             _require_same(number, name, getattr(other.content, name), getattr(first.content, name))

@@ -76,16 +76,18 @@ class Policy:
     selection_rule: str | None = None  # how the content was chosen from the search's result
     source: str | None = None
     licence: str | None = None
+    excluded_ops: tuple[str, ...] = ()  # rows or ops left out of the search space
 
 
 _TEXT_FIELDS = ("method", "preset", "data_set", "selection_rule", "source", "licence")
-_METADATA = tuple(field.name for field in dataclasses.fields(Policy)[4:])
-_HEADER = ("kind", "search_space", "extra_ops", *_METADATA)
+_METADATA = tuple(field.name for field in dataclasses.fields(Policy)[4:-1])
+_OPTIONAL = "excluded_ops"  # in a file only where there are some: files without them keep their bytes
+_HEADER = ("kind", "search_space", "extra_ops", _OPTIONAL, *_METADATA)
 
 
 def space(policy: Policy) -> ops.SearchSpace:
     """Returns the search space that the rows of the policy index."""
-    return ops.search_space(policy.search_space, policy.extra_ops)
+    return ops.search_space(policy.search_space, policy.extra_ops, policy.excluded_ops)
 
 
 def _require(condition, path, got, expected):
@@ -214,20 +216,27 @@ def _actions(names, value, path):
 
 
 def from_sequences(
-    search_space: str, sequences, *, extra_ops: tuple[str, ...] = (), weights=None, **metadata
+    search_space: str,
+    sequences,
+    *,
+    extra_ops: tuple[str, ...] = (),
+    excluded_ops: tuple[str, ...] = (),
+    weights=None,
+    **metadata,
 ) -> Policy:
     """Builds a policy of kind sub_policies from sequences of (op name, probability, level).
 
     Args:
       search_space: name of the search space.
       sequences: N sequences, of any lengths, zero included.
-      extra_ops: extra ops of the search space.
+      extra_ops, excluded_ops: of the search space.
       weights: N numbers >= 0, or None for uniform.
-      **metadata: the fields of Policy from `method` on.
+      **metadata: the fields of Policy from `method` to `licence`.
     Raises:
       ValueError: names the field, as in sub_policies[3][1].level, and what was expected.
     """
-    names = [row.name for row in ops.search_space(search_space, tuple(extra_ops)).rows]
+    options = {"extra_ops": tuple(extra_ops), "excluded_ops": tuple(excluded_ops)}
+    names = [row.name for row in ops.search_space(search_space, **options).rows]
     sequences = _list(sequences, "sub_policies")
     width = max([len(_list(s, f"sub_policies[{n}]")) for n, s in enumerate(sequences)] + [1])
     row = np.full((len(sequences), width), -1, np.int32)
@@ -241,7 +250,7 @@ def from_sequences(
             level[n, k] = _number(entry_level, path + ".level")
     weight = None if weights is None else _vector(weights, "weights", len(sequences))
     content = SubPolicies(row, probability, level, weight)
-    policy = Policy("sub_policies", search_space, tuple(extra_ops), content, **metadata)
+    policy = Policy("sub_policies", search_space, content=content, **options, **metadata)
     validate(policy)
     return policy
 
@@ -252,25 +261,32 @@ def identity(search_space: str = "strength", extra_ops: tuple[str, ...] = ()) ->
 
 
 def random_policy(
-    seed: int, search_space: str = "dada", *, extra_ops: tuple[str, ...] = (), num_sub_policies=25
+    seed: int, search_space: str = "dada", *, num_sub_policies: int | None = None, **options
 ) -> Policy:
     """Returns the random baseline of the official DADA code.
 
     Legacy numpy generator: the first pairs of a permutation of all unordered pairs of distinct ops
     (lexicographic), then per pair four uniforms (probability 1, level 1, probability 2, level 2).
 
+    Args:
+      seed: of the generator, in [0, 2**32).
+      search_space: name of the search space.
+      num_sub_policies: None for 25, or for all pairs of a space with fewer.
+      **options: extra_ops and excluded_ops of the search space.
+
     Raises:
-      ValueError: more sub-policies than pairs.
+      ValueError: more sub-policies than pairs, or a space of one op.
     """
-    names = [row.name for row in ops.search_space(search_space, tuple(extra_ops)).rows]
+    names = [row.name for row in ops.search_space(search_space, **options).rows]
     pairs = list(itertools.combinations(names, 2))
+    num_sub_policies = min(25, len(pairs)) if num_sub_policies is None else num_sub_policies
     possible = 0 < num_sub_policies <= len(pairs)
     _require(possible, "num_sub_policies", num_sub_policies, f"1..{len(pairs)}")
     generator = np.random.RandomState(seed)
     chosen = generator.permutation(len(pairs))[:num_sub_policies]
     numbers = generator.uniform(size=(num_sub_policies, 2, 2))
     sequences = [[(op, *numbers[n, k]) for k, op in enumerate(pairs[pair])] for n, pair in enumerate(chosen)]
-    return from_sequences(search_space, sequences, extra_ops=extra_ops, method="random", seed=seed)
+    return from_sequences(search_space, sequences, method="random", seed=seed, **options)
 
 
 def top_k(policy: Policy, k: int) -> Policy:
@@ -301,15 +317,16 @@ def _decode(data):
     for key in data:
         _require(key in expected, repr(key), "an unknown key", f"one of {', '.join(expected)}")
     for key in expected:
-        _require(key in data, key, "no such key", "a value, null where there is none")
-    name, extra_ops = data["search_space"], _list(data["extra_ops"], "extra_ops")
-    for value, path in ((name, "search_space"), *((op, "extra_ops") for op in extra_ops)):
+        _require(key in data or key == _OPTIONAL, key, "no such key", "a value, null where there is none")
+    name = data["search_space"]
+    options = {path: tuple(_list(data.get(path, ()), path)) for path in ("extra_ops", "excluded_ops")}
+    texts = ((op, path) for path, names in options.items() for op in names)
+    for value, path in ((name, "search_space"), *texts):
         _require(isinstance(value, str), path, repr(value), "a string")
-    metadata = {key: data[key] for key in _METADATA}
+    metadata = {key: data[key] for key in _METADATA} | options
     if kind == "sub_policies":
-        metadata |= {"extra_ops": extra_ops, "weights": data["weights"]}
-        return from_sequences(name, data["sub_policies"], **metadata)
-    names = [row.name for row in ops.search_space(name, tuple(extra_ops)).rows]
+        return from_sequences(name, data["sub_policies"], weights=data["weights"], **metadata)
+    names = [row.name for row in ops.search_space(name, **options).rows]
     if kind == "layers":
         row, level = _actions(names, data["actions"], "actions")
         content = Layers(row, level, _matrix(data["layers"], "layers", len(row)))
@@ -317,7 +334,7 @@ def _decode(data):
         row, level = _actions(names, data["candidates"], "candidates")
         p_tp, p_o = _vector(data["p_tp"], "p_tp"), _matrix(data["p_o"], "p_o", len(row))
         content = Schedule(row, level, p_tp, p_o, data["num_ops"])
-    policy = Policy(kind, name, tuple(extra_ops), content, **metadata)
+    policy = Policy(kind, name, content=content, **metadata)
     validate(policy)
     return policy
 
@@ -359,6 +376,8 @@ def to_json(policy: Policy) -> str:
     validate(policy)
     names, content = [row.name for row in space(policy).rows], policy.content
     fields = {"format_version": FORMAT_VERSION} | {key: getattr(policy, key) for key in _HEADER}
+    if not policy.excluded_ops:
+        del fields[_OPTIONAL]
     if policy.kind == "sub_policies":
         fields["weights"] = None if content.weight is None else content.weight.tolist()
         fields["sub_policies"] = [

@@ -105,5 +105,7 @@ def format_table(policy: Policy) -> str:
     applications per image of every op, by layer or in the first, middle and last epoch.
     """
     title = f"{policy.kind} in search space {policy.search_space}"
+    for word, names in (("with", policy.extra_ops), ("without", policy.excluded_ops)):
+        title += f" {word} {', '.join(names)}" if names else ""
     lines = _sub_policy_lines if policy.kind == "sub_policies" else _mass_lines
     return "\n".join(line.rstrip() for line in (title, *lines(policy))) + "\n"

@@ -39,15 +39,13 @@ def _parse_one(text):
 
 def row_of(space: ops.SearchSpace, name: str, value: float | None) -> int | None:
     """The row of an op, or of a row's own name, with the direction of the value; None if there is none."""
-    found = [index for index, row in enumerate(space.rows) if name in (row.name, row.op)]
 
-    def has_direction(index):
-        row = space.rows[index]
-        return (value - row.identity) * (row.high - row.identity) >= 0
+    def fits(row):
+        if value is None or row.name == row.op:
+            return name in (row.name, row.op)
+        return name == row.op and (value - row.identity) * (row.high - row.identity) >= 0
 
-    if len(found) > 1 and value is not None:
-        found = [index for index in found if has_direction(index)]
-    return found[0] if found else None
+    return next((index for index, row in enumerate(space.rows) if fits(row)), None)
 
 
 def to_text(planted: Iterable[tuple[str, float]]) -> str:

@@ -66,8 +66,8 @@ def read(path: str | os.PathLike) -> FinishedSearch:
     for name in ("dataset", "search_space", *(("policy_space",) if method == "dada" else ())):
         if name not in run_flags:
             raise ValueError(f"{path / 'flags.txt'}: no --{name}, expected the flags of a search")
-    extra_ops = tuple(name for name in run_flags.get("extra_ops", "").split(",") if name)
-    space = ops.search_space(run_flags["search_space"], extra_ops)
+    policy = policies.load(path / "policy.json")
+    space = policies.space(policy)
     names = [row.name for row in space.rows]
     masses = [_numbers(path, summary, key, names) for key in ("op_mass_policy_file", "op_mass_initial")]
     for name in _METHOD_NUMBERS[method]:
@@ -82,7 +82,7 @@ def read(path: str | os.PathLike) -> FinishedSearch:
         summary,
         space,
         _read_metrics(path, len(names), (*_CURVES, *_METHOD_CURVES[method], *relaxed)),
-        policies.load(path / "policy.json"),
+        policy,
         *masses,
         _read_distribution(path, summary, run_flags["policy_space"], len(names)) if is_dada else None,
         read_planted(path, run_flags, space),

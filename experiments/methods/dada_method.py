@@ -72,6 +72,7 @@ def defaults(settings: Settings) -> dict[str, Any]:
 
 def _config(library: ModuleType, settings: Settings, fields: dict[str, Any], mesh: Any) -> Any:
     del mesh
+    policy_space.init("pairs", len(fields["space"].rows))  # refuses a space of one op
     # A temperature that no estimator reads has its default.
     if "temperature" in settings:
         fields = {**fields, "temperature": (settings["temperature"], settings["final_temperature"])}

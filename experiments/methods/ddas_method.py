@@ -19,8 +19,8 @@ from experiments.runs import command_line, run_folder
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of this method only."""
     add = command_line.definers(values)
-    add.integer("num_policies", 3, "Policies sampled in a step, or for an image of it.", lower_bound=1)
-    add.integer("num_ops", 2, "Ops in a sampled policy.", lower_bound=1)
+    add.integer("num_policies", 3, "Policies sampled in a step, or for an image of it.", 1, 10_000)
+    add.integer("num_ops", 2, "Ops in a sampled policy.", 1, 1000)
     add.list(
         "magnitudes",
         [],

@@ -25,7 +25,7 @@ def define(values: flags.FlagValues) -> None:
     add.integer("updates_per_layer", _DEFAULTS["updates_per_layer"], "Policy updates.", lower_bound=1)
     add.integer("num_points", 16, "Images per update, with clean ones of their class.", lower_bound=1)
     for name, what in (("num_chains", "the training gradient"), ("num_prefixes", "the layers below")):
-        add.integer(name, _DEFAULTS[name], f"From layer 2 on: draws for {what}.", lower_bound=1)
+        add.integer(name, _DEFAULTS[name], f"From layer 2 on: draws for {what}.", 1, 1_000_000)
     add.float("penalty", _DEFAULTS["penalty"], "From layer 2 on: deviations off a score.", lower_bound=0.0)
     add.float(
         "stop_probability",

@@ -96,12 +96,12 @@ def run(task: Task, folder: run_folder.RunFolder, seed: int, found: policies.Pol
     Raises:
       command_line.Interrupted: the loss of a training is not finite.
     """
-    space = found.search_space
+    options = {"extra_ops": found.extra_ops, "excluded_ops": found.excluded_ops}
     rows = {
         "none": policies.identity(),
         "base": policies.identity(),
         "found": found,
-        "random": policies.random_policy(seed, space, extra_ops=found.extra_ops),
+        "random": policies.random_policy(seed, found.search_space, **options),
         **task.judge.also,
     }
     if task.judge.base == _NO_BASE:

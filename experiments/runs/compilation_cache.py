@@ -5,10 +5,17 @@ the same results whether its programs were compiled or found.
 """
 
 import contextlib
+import functools
+import glob
 import os
 import pathlib
+import re
+import sys
+import warnings
 
 import jax
+
+_BROKEN = "Error (?:reading|writing) persistent compilation cache entry for '(.+?)'"
 
 
 def user_folder() -> pathlib.Path:
@@ -29,11 +36,14 @@ def use(folder: str | None) -> None:
     if folder == "":
         jax.config.update("jax_compilation_cache_dir", None)
     elif folder is not None:
-        _use(pathlib.Path(folder).expanduser())
+        _use(pathlib.Path(os.path.expanduser(folder)))
     elif jax.config.jax_compilation_cache_dir is None:
         # A machine without a home that can be written to compiles every time.
         with contextlib.suppress(OSError, RuntimeError):
             _use(user_folder())
+    # JAX warns of an entry that a killed run or a full disk left half written, at every start, for ever.
+    warnings.filterwarnings("always", _BROKEN)
+    warnings.showwarning = functools.partial(_delete_broken, warnings.showwarning)
 
 
 def _use(folder):
@@ -41,3 +51,23 @@ def _use(folder):
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # JAX leaves out what took less than a second; a start has a hundred such programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _delete_broken(show, message, *arguments, **more):
+    """Deletes what JAX could not read, before it writes the program again; shows other warnings.
+
+    JAX says the name of the program alone: all entries of that name go.
+    """
+    found = re.match(_BROKEN, str(message))
+    if not found:
+        return show(message, *arguments, **more)
+    folder = pathlib.Path(jax.config.jax_compilation_cache_dir)
+    for entry in folder.glob(f"{glob.escape(found[1])}-*-cache"):
+        with contextlib.suppress(OSError):
+            entry.unlink()
+    _say_once(f"{folder}: compiled programs that cannot be read or written are compiled again")
+
+
+@functools.cache
+def _say_once(line):
+    print(line, file=sys.stderr)

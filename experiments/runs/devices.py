@@ -11,8 +11,12 @@ flags and find their run folder in one file system. Process 0 writes it; all tak
 """
 
 import collections
+import contextlib
+import os
 import re
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +25,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _AXIS = "devices"
+_MARGIN = 60  # seconds
 
 
-def start(address: str | None, num_processes: int | None, process_id: int | None) -> None:
+def start(address: str | None, num_processes: int | None, process_id: int | None, timeout: int) -> None:
     """Joins the other processes of the run, if there are any; to be called before anything is computed.
 
     `address` is HOST:PORT of process 0, `process_id` counts from 0; all are None for a run of one process.
+    If the others do not come within `timeout` seconds, this process ends with one line and exit code 2.
 
     Raises:
       ValueError: arguments that are missing or wrong. OSError: the address cannot be used.
@@ -38,7 +44,7 @@ def start(address: str | None, num_processes: int | None, process_id: int | None
     if missing:
         names = ", ".join(f"--{name}" for name in given)
         raise ValueError(f"{names} are given together or not at all; missing: --{', --'.join(missing)}")
-    if not re.fullmatch(r".+:\d+", address):
+    if not re.fullmatch(r".+:\d{1,5}", address) or not 0 < int(address.rpartition(":")[2]) < 2**16:
         raise ValueError(f"--coordinator_address: got {address!r}, expected HOST:PORT of process 0")
     if process_id >= num_processes:
         raise ValueError(f"--process_id={process_id}: expected less than {num_processes}")
@@ -46,9 +52,36 @@ def start(address: str | None, num_processes: int | None, process_id: int | None
         if process_id == 0:  # a port in use would end the process without a message
             with socket.create_server(("", int(address.rpartition(":")[2]))):
                 pass
-        jax.distributed.initialize(address, num_processes, process_id)
-    except (OSError, OverflowError, RuntimeError) as error:
+        with _waiting(address, num_processes, process_id, timeout):
+            # Longer than we wait ourselves: JAX ends a process with forty lines of native code.
+            jax.distributed.initialize(
+                address, num_processes, process_id, initialization_timeout=timeout + _MARGIN
+            )
+    except (OSError, RuntimeError) as error:
         raise OSError(f"--coordinator_address={address}: {error}") from error
+
+
+@contextlib.contextmanager
+def _waiting(address, num_processes, process_id, timeout):
+    """Says for whom this process waits, and ends it if they have not come in time."""
+    if num_processes == 1:
+        yield
+        return
+    whom = f"{num_processes - 1} more" if process_id == 0 else "process 0"
+    print(f"process {process_id} waits for {whom} at {address}", file=sys.stderr, flush=True)
+
+    def give_up():
+        expected = f"expected all {num_processes} processes at {address} within {timeout} s"
+        print(f"error: --coordinator_timeout: {expected}", file=sys.stderr, flush=True)
+        os._exit(2)  # the main thread is in native code
+
+    timer = threading.Timer(timeout, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def mesh(num_devices: int | None = None) -> jax.sharding.Mesh | None:

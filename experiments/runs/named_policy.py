@@ -8,6 +8,8 @@ FORMS = (
     "a shipped policy (dada_cifar10) or the path of a policy.json"
 )
 
+_MAX_OPS = 100
+
 
 def load(name: str, image_size: tuple[int, int], flag: str = "policy") -> policies.Policy:
     """Returns a policy by name, one of `FORMS`; random:SEED is the random baseline of the DADA code.
@@ -41,7 +43,10 @@ def _read(name, flag):
     if kind == "random":
         return policies.random_policy(*_integers(name, flag, numbers, 1), "dada")
     if kind == "randaugment":
-        return baselines.randaugment(*_integers(name, flag, numbers, 2))
+        num_ops, magnitude = _integers(name, flag, numbers, 2)
+        if num_ops > _MAX_OPS:
+            raise ValueError(f"--{flag}: got {name!r}, expected {_MAX_OPS} ops or fewer")
+        return baselines.randaugment(num_ops, magnitude)
     try:
         return policies.load(name)
     except ValueError as error:

@@ -9,8 +9,10 @@ from absl import flags
 from experiments.data import datasets
 from experiments.runs import command_line, compilation_cache, devices
 
-# What differs between the processes of one run.
-PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id")
+# What may differ between the processes of one run.
+PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id", "coordinator_timeout")
+MAX_EPOCHS = 1_000_000
+_MAX_SIDE = 4096  # pixels
 # What says where, with which seed and how a run happens, not what was run.
 NOT_RECIPE = (
     *("run_dir", "resume", "seed", "num_seeds", "data_dir", "download", "smoke", "measure_cost"),
@@ -27,31 +29,32 @@ def define(values: flags.FlagValues) -> None:
     add.bool("resume", False, about)
     about = "Folder of compiled programs; empty for none. Default: dada/jax in the user's cache."
     add.string("compilation_cache_dir", None, about)
-    add.integer("num_devices", None, "Devices that share every batch. Default: all.", lower_bound=1)
+    add.integer("num_devices", None, "Devices that share every batch. Default: all.", 1)
     add.string("coordinator_address", None, "HOST:PORT of process 0, for a run of several processes.")
-    add.integer("num_processes", None, "Processes of the run.", lower_bound=1)
-    add.integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
-    add.integer("seed", 0, "Seed of everything random.", lower_bound=0)
-    add.integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", lower_bound=1)
+    add.integer("num_processes", None, "Processes of the run.", 1)
+    add.integer("process_id", None, "Number of this process, from 0.", 0)
+    add.integer("coordinator_timeout", 60, "Seconds to wait for the other processes at the start.", 1, 86_400)
+    add.integer("seed", 0, "Seed of everything random.", 0, command_line.MAX_SEED)
+    add.integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", 1, command_line.MAX_SEEDS)
 
     add.string("dataset", "embedded", f"One of {', '.join(datasets.NAMES)}, an .npz or a folder.")
     add.string("data_dir", None, "Folder with the official files of CIFAR or SVHN.")
     add.bool("download", False, "Fetch the official files into --data_dir if they are missing.")
     about = "Side to which folders of images are brought. Default: as they are."
-    add.integer("image_size", None, about, lower_bound=1)
+    add.integer("image_size", None, about, 1, _MAX_SIDE)
     add.bool("exif_orientation", True, "Turn photos of folders upright, as their EXIF entry says.")
     about = "NAME[:VALUE],..., on every validation image of a search or test image of a training; or empty."
     add.string("planted_op", None, about)
 
     add.string("model", "wrn_40_2", "Network, for example wrn_40_2.")
-    add.integer("epochs", None, "Passes over the training images.", lower_bound=1)
-    add.integer("batch_size", 128, "Training images per step.", lower_bound=2)
+    add.integer("epochs", None, "Passes over the training images.", 1, MAX_EPOCHS)
+    add.integer("batch_size", 128, "Training images per step.", 2)
     add.float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
     add.float("weight_decay", 2e-4, "Of the network.", lower_bound=0.0)
     add.float("clip_norm", 5.0, "Largest norm of the network's gradient; 0 for none.", lower_bound=0.0)
-    add.integer("crop_padding", 4, "Random crop with this padding; 0 for none.", lower_bound=0)
+    add.integer("crop_padding", 4, "Random crop with this padding; 0 for none.", 0, _MAX_SIDE)
     add.bool("flip", True, "Random horizontal flip.")
-    add.integer("cutout_length", 16, "Side of the cutout after the policy; 0 for none.", lower_bound=0)
+    add.integer("cutout_length", 16, "Side of the cutout after the policy; 0 for none.", 0, _MAX_SIDE)
 
 
 def as_dict(values: flags.FlagValues) -> dict[str, Any]:
@@ -92,5 +95,7 @@ def start(values: flags.FlagValues) -> None:
     """
     if values["process_id"].value is not None and values["run_dir"].value is None:
         raise ValueError("--run_dir: got none, expected one folder for all processes of the run")
+    if values["process_id"].value is None and given_in_vain(values, ["coordinator_timeout"]):
+        raise ValueError("--coordinator_timeout has no effect without --process_id")
     devices.start(*(values[name].value for name in PROCESS_FLAGS))
     compilation_cache.use(values["compilation_cache_dir"].value)

@@ -408,9 +408,9 @@ def _with_sharding(leaf):
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps the forty lines that Orbax logs for each checkpoint out of a run's output."""
+    """Keeps what Orbax logs out of a run's output: forty lines for a checkpoint, and the errors it raises."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(min(verbosity, logging.ERROR))
+    logging.set_verbosity(min(verbosity, logging.FATAL))
     try:
         yield
     finally:

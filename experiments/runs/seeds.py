@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runs import compiled_loop, devices, run_folder
+from experiments.runs import command_line, compiled_loop, devices, run_folder
 
 
 def open_folders(
@@ -23,18 +23,22 @@ def open_folders(
     Each folder gets the resolved flags of a run with its seed alone, and the contents. With --resume, an
     earlier start may not have come to all seeds.
 
-    Raises: as `run_folder.create`.
+    Raises: as `run_folder.create`; ValueError too for seeds that JAX or NumPy does not take.
     """
+    first, count = settings["seed"], settings["num_seeds"]
+    if count > 1 and first + count > command_line.MAX_SEED:  # the judge has one more seed
+        expected = f"expected seeds below {command_line.MAX_SEED}"
+        raise ValueError(f"--seed={first} --num_seeds={count}: {expected}")
     root, resume = pathlib.Path(settings["run_dir"]), settings["resume"]
-    is_many = settings["num_seeds"] > 1
+    is_many = count > 1
     if is_many and (root / "flags.txt").is_file():
-        raise ValueError(f"{root} holds a run of one seed, got --num_seeds={settings['num_seeds']}")
+        raise ValueError(f"{root} holds a run of one seed, got --num_seeds={count}")
     if is_many and resume and not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder to resume")
     if is_many and not resume and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"{root} is not an empty folder: choose another, or add --resume")
     folders = {}
-    for seed in range(settings["seed"], settings["seed"] + settings["num_seeds"]):
+    for seed in range(first, first + count):
         path = root / f"seed_{seed}" if is_many else root
         resumes = resume and not (is_many and not (path / "flags.txt").is_file())
         flags = {**settings, "seed": seed, "num_seeds": 1}

@@ -116,7 +116,8 @@ def _recipe(search, case, resolve):
         planted, *more = planting.parse(settings.pop("planted_op"))
         if more:
             raise ValueError("got several planted ops, expected one")
-        space = ops.search_space(settings["search_space"], tuple(settings["extra_ops"]))
+        options = (tuple(settings[name]) for name in ("extra_ops", "exclude_ops"))
+        space = ops.search_space(settings["search_space"], *options)
         row = planting.row_of(space, *planted)
         if row is None:
             raise ValueError(f"{planted[0]} is not in the search space")

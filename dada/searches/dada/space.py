@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...gradients import relaxation
-from ...ops import SearchSpace, extra_ops
+from ...ops import SearchSpace, space_options
 from ...policies import Policy, SubPolicies
 
 # Ops of a sub-policy, K.
@@ -96,7 +96,7 @@ def init(policy_space: str, num_ops: int) -> Parameters:
         rows = math.comb(num_ops, size)
         op_shape = (1, 1, rows)
     per_op = (rows, size)
-    return Parameters(jnp.zeros(op_shape), jnp.zeros(per_op), jnp.zeros(per_op))
+    return Parameters(*(jnp.zeros(shape, jnp.float32) for shape in (op_shape, per_op, per_op)))
 
 
 def _has_slots(parameters: Parameters) -> bool:
@@ -222,7 +222,7 @@ def share(gradient: Parameters, num_ops: int) -> Parameters:
     table = _combinations(gradient, num_ops)
 
     def shared(per_entry):
-        return jnp.zeros(num_ops).at[table].add(per_entry)[table]
+        return jnp.zeros(num_ops, per_entry.dtype).at[table].add(per_entry)[table]
 
     logits = gradient.op[0, 0]
     of_ops = jnp.broadcast_to(logits[:, None], table.shape)
@@ -240,7 +240,7 @@ def op_mass(parameters: Parameters, num_ops: int) -> jax.Array:
     if _has_slots(parameters):
         return jnp.einsum("gkm,gk->m", probabilities, application) / probabilities.shape[0]
     applied = probabilities[0, 0][:, None] * application
-    return jnp.zeros(num_ops).at[_combinations(parameters, num_ops)].add(applied)
+    return jnp.zeros(num_ops, applied.dtype).at[_combinations(parameters, num_ops)].add(applied)
 
 
 def entropy(parameters: Parameters) -> jax.Array:
@@ -275,7 +275,7 @@ def as_policy(
     Raises:
       ValueError: the rows of `space` are not those of the search space of its name.
     """
-    extra = extra_ops(space)
+    options = space_options(space)
     op, probability, level = (
         np.asarray(leaf, np.float64)
         for leaf in (
@@ -299,9 +299,9 @@ def as_policy(
     return Policy(
         kind="sub_policies",
         search_space=space.name,
-        extra_ops=extra,
         content=SubPolicies(rows, probability, level, weight),
         method="dada",
         selection_rule=rule + moment,
+        **options,
         **metadata,
     )

@@ -69,13 +69,16 @@ def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> Searc
     """The state before the first step: uniform p_o, p_tp as configured."""
     with np.errstate(divide="ignore"):  # a p_tp of 0 or 1 that is not learned
         alpha_tp = np.log(config.initial_p_tp) - np.log1p(-config.initial_p_tp)
-    parameters = Parameters(jnp.asarray(alpha_tp, jnp.float32), jnp.zeros(len(config.candidates.row)))
+    uniform = jnp.zeros(len(config.candidates.row), jnp.float32)
+    parameters = Parameters(jnp.asarray(alpha_tp, jnp.float32), uniform)
     return SearchState(
         key=key,
         train=sgd.init(params, batch_stats),
         policy=parameters,
         optimizer=_optimizer(config).init(parameters),
-        snapshots=jax.tree.map(lambda leaf: jnp.stack([leaf] * config.num_epochs), parameters),
+        snapshots=jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (config.num_epochs, *leaf.shape)), parameters
+        ),
     )
 
 
@@ -166,7 +169,8 @@ def step(
     numbers["p_tp"] = p_tp
     numbers["entropy"] = -jnp.sum(p_o * log_p_o)
     rows = jnp.asarray(config.candidates.row)
-    numbers["op_mass"] = p_tp * config.num_ops * jnp.zeros(len(config.space.rows)).at[rows].add(p_o)
+    mass = jnp.zeros(len(config.space.rows), p_o.dtype).at[rows].add(p_o)
+    numbers["op_mass"] = p_tp * config.num_ops * mass
     return SearchState(state.key, train, new_policy, optimizer, snapshots), numbers
 
 
@@ -198,7 +202,7 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> Policy:
 
     One entry for every epoch that the search has begun, p_tp smoothed over `smoothing` epochs.
     """
-    extra_ops = ops.extra_ops(config.space)
+    options = ops.space_options(config.space)
     count = max(1, -(-int(state.train.step) // config.steps_per_epoch))
     alpha_tp, alpha_o = (np.asarray(leaf, np.float64)[:count] for leaf in state.snapshots)
     p_o = np.exp(alpha_o - alpha_o.max(1, keepdims=True))
@@ -213,10 +217,10 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> Policy:
     return Policy(
         kind="schedule",
         search_space=config.space.name,
-        extra_ops=extra_ops,
         content=content,
         method="ddas",
         preset=config.preset,
         selection_rule=f"p_tp (mean of {config.smoothing}) and p_o at the {moment} of every epoch",
+        **options,
         **metadata,
     )

@@ -96,5 +96,6 @@ def identity_action(config: Config) -> int:
 def initial_logits(config: Config) -> jax.Array:
     """Logits of a new layer, [A]: a head start for Identity, with mean 0."""
     count = len(actions(config)[0])
-    logits = config.identity_logit * (jnp.arange(count) == identity_action(config))
+    is_identity = jnp.arange(count) == identity_action(config)
+    logits = config.identity_logit * is_identity.astype(jnp.float32)
     return logits - jnp.mean(logits)

@@ -196,7 +196,7 @@ def step(
 
 def extract_policy(config: Config, state: SearchState, **metadata) -> policies.Policy:
     """The layers that the search found; in the official preset mirrored at random."""
-    extra_ops = ops.extra_ops(config.space)
+    options = ops.space_options(config.space)
     is_mirrored = config.preset == "official" and config.space.name == "deepaa"
     row, level = deepaa_config.actions(config)
     logits = np.asarray(state.logits, np.float64)
@@ -204,10 +204,10 @@ def extract_policy(config: Config, state: SearchState, **metadata) -> policies.P
     return policies.Policy(
         kind="layers",
         search_space="deepaa_mirrored" if is_mirrored else config.space.name,
-        extra_ops=extra_ops,
         content=policies.Layers(row, level, weight / weight.sum(axis=1, keepdims=True)),
         method="deepaa",
         preset=config.preset,
         selection_rule="softmax of the searched logits, one row per layer",
+        **options,
         **metadata,
     )
