@@ -97,15 +97,19 @@ def kill_when(process, condition, delay=0.0):
     process.wait()
 
 
+def is_open(path, number_of_resumes):
+    """Whether a run has been resumed so often, so that what lies in its folder is of the last start."""
+    try:
+        return len(run_folder.read_environment(path).get("resumed", [])) == number_of_resumes
+    except FileNotFoundError:
+        return False
+
+
 def kill_at_random(process, path, number_of_resumes, num_lines, generator):
     """Kills a process a random moment after that many lines of metrics, which its own start has reached."""
 
     def condition():
-        try:
-            resumed = run_folder.read_environment(path).get("resumed", [])
-        except FileNotFoundError:
-            return False
-        return len(resumed) == number_of_resumes and len(run_folder.read_metrics(path)) >= num_lines
+        return is_open(path, number_of_resumes) and len(run_folder.read_metrics(path)) >= num_lines
 
     kill_when(process, condition, delay=generator.uniform(0.0, 0.1))
 
