@@ -463,3 +463,20 @@ def test_the_runner_refuses_bad_input(definition, tmp_path, argument, message):
 def test_the_runner_needs_a_folder(definition):
     with pytest.raises(ValueError, match="--run_dir: expected the folder"):
         command(table_run, "--column=small", str(definition.path))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "was_run", "expected"),
+    [
+        ("Brightness:0.5,Rotate:25", "Brightness:0.5,Rotate:25.0", True),
+        ("Invert,Rotate-", "Invert:0.0,Rotate:-24.0", True),
+        ("Brightness:0.5,Rotate:25", "Rotate:25.0,Brightness:0.5", False),
+        ("Rotate:25", "Rotate:24.0", False),
+        ("Rotate", "ShearX:0.2", False),
+        ("Rotate:25", "Rotate:25.0,Invert:0.0", False),
+    ],
+)
+def test_planted_ops_are_compared_by_value(wanted, was_run, expected):
+    flags = [{"planted_op": text, "model": "wrn_10_1"} for text in (wanted, was_run)]
+    assert table_definition.is_same(*flags, {}) == expected
+    assert not table_definition.is_same(flags[0], {"model": "wrn_10_1"}, {})

@@ -21,6 +21,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from experiments.data import planting
 from experiments.runs import run_flags, run_folder
 
 PAPER_TABLES = pathlib.Path(__file__).resolve().parents[1] / "paper_tables"
@@ -197,4 +198,14 @@ def is_same(wanted: dict[str, str] | None, flags: dict[str, str] | None, default
     """Whether a run had the wanted flags, and none where None is wanted; newer flags have their defaults."""
     if wanted is None or flags is None:
         return wanted is flags
-    return {name: defaults.get(name) for name in wanted} | flags == wanted
+    flags = {name: defaults.get(name) for name in wanted} | flags
+    planted = [planting.parse(one.get("planted_op")) for one in (wanted, flags)]
+    return {**flags, "planted_op": None} == {**wanted, "planted_op": None} and _is_same_planted(*planted)
+
+
+def _is_same_planted(wanted, planted):
+    """Whether ops are those that are wanted; a run has resolved values and directions that were not given."""
+    return len(wanted) == len(planted) and all(
+        op.rstrip("+-") == planted_op and value in (None, planted_value)
+        for (op, value), (planted_op, planted_value) in zip(wanted, planted)
+    )
