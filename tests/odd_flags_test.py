@@ -251,7 +251,7 @@ def test_processes_that_nobody_joins(files):
         more = {"coordinator_address": address, "process_id": number}
         started.append((address, process(train, settings | more)))
     for whom, (address, one) in zip(("process 0 waits for 2 more", "process 1 waits for process 0"), started):
-        errors = one.communicate(timeout=60)[1]
+        errors = one.communicate(timeout=300)[1]
         assert errors.splitlines() == [
             f"{whom} at {address}",
             f"error: --coordinator_timeout: expected all 3 processes at {address} within 1 s",
