@@ -154,10 +154,11 @@ def run(
         _end("interrupted", values, 130)
     except Exception as error:
         explanation = explain(error, list(values))
-        if explanation is not None and not (values and values.debug):
-            _end(f"error: {explanation}", {}, 2)
-        traceback.print_exc()
-        _end("error: this was not expected", values, 1)
+        if explanation is None or (values and values.debug):
+            traceback.print_exc()
+        if explanation is None:
+            _end("error: this was not expected", values, 1)
+        _end(f"error: {explanation}", {}, 2)
 
 
 def explain(error: Exception, flag_names: list[str]) -> str | None:
