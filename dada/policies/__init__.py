@@ -8,6 +8,7 @@ beside it.
 from . import baselines, schedule
 from .merging import merge
 from .policy import (
+    METADATA,
     Layers,
     Policy,
     Schedule,
@@ -25,6 +26,7 @@ from .policy import (
 from .summary import format_table, layer_shares, op_levels, op_mass
 
 __all__ = [
+    "METADATA",
     "Layers",
     "Policy",
     "Schedule",

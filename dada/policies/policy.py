@@ -80,9 +80,10 @@ class Policy:
 
 
 _TEXT_FIELDS = ("method", "preset", "data_set", "selection_rule", "source", "licence")
-_METADATA = tuple(field.name for field in dataclasses.fields(Policy)[4:-1])
+# What a policy says of itself, and does not do.
+METADATA = tuple(field.name for field in dataclasses.fields(Policy)[4:-1])
 _OPTIONAL = "excluded_ops"  # in a file only where there are some: files without them keep their bytes
-_HEADER = ("kind", "search_space", "extra_ops", _OPTIONAL, *_METADATA)
+_HEADER = ("kind", "search_space", "extra_ops", _OPTIONAL, *METADATA)
 
 
 def space(policy: Policy) -> ops.SearchSpace:
@@ -323,7 +324,7 @@ def _decode(data):
     texts = ((op, path) for path, names in options.items() for op in names)
     for value, path in ((name, "search_space"), *texts):
         _require(isinstance(value, str), path, repr(value), "a string")
-    metadata = {key: data[key] for key in _METADATA} | options
+    metadata = {key: data[key] for key in METADATA} | options
     if kind == "sub_policies":
         return from_sequences(name, data["sub_policies"], weights=data["weights"], **metadata)
     names = [row.name for row in ops.search_space(name, **options).rows]

@@ -251,8 +251,7 @@ def _read_image(file, json_file, size, image_size):
     As they lie in the file, whatever its EXIF entry says: so the boxes were drawn.
     """
     try:
-        with file.open("rb") as raw, Image.open(raw) as opened:
-            opened.load()
+        with file.open("rb") as raw, image_folder.open_image(raw) as opened:
             image, _ = image_folder.to_rgb(opened)
     except Exception as error:  # a damaged file makes the decoders fail in many ways
         raise ValueError(f"{file}: cannot be decoded as an image: {error}") from error

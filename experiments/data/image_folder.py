@@ -20,7 +20,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -226,19 +226,22 @@ def _formats():
     return names, {ending for ending, name in format_of.items() if name in names}
 
 
+def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
+    """Opens an image of a format that Pillow decodes by itself; raises as Pillow does."""
+    return Image.open(file, formats=_formats()[0])
+
+
 def _decode(path, image_size, exif_orientation):
     """(pixels uint8 [H, W, 3], notes on what was changed); (None, why) for a file that is no image."""
-    formats, endings = _formats()
     try:
-        with Image.open(path, formats=formats) as opened:
-            opened.load()
+        with open_image(path) as opened:
             image, changes = to_rgb(opened)
             if getattr(opened, "is_animated", False):
                 changes.append(("changed", "to the first of several frames"))
             turn = _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation)) if exif_orientation else None
     except Exception as error:  # a damaged file makes the decoders fail in many ways
         ending = os.path.splitext(path)[1].lower()
-        if isinstance(error, UnidentifiedImageError) and ending not in endings:
+        if isinstance(error, UnidentifiedImageError) and ending not in _formats()[1]:
             return None, [("left out", f"not known to Pillow ({ending or 'no ending'})")]
         raise ValueError(f"{path}: cannot be decoded as an image: {error}") from error
     if turn is not None:
@@ -254,11 +257,12 @@ def _decode(path, image_size, exif_orientation):
 
 
 def to_rgb(image):
-    """(a loaded Pillow image in 8 bits of red, green and blue, notes on what was changed).
+    """(an image of `open_image` in 8 bits of red, green and blue, notes on what was changed).
 
     Raises:
-      ValueError: pixels of no known range.
+      ValueError: pixels of no known range; and as Pillow does, for what it cannot decode.
     """
+    image.load()
     changes = []
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_upper_bits(image))

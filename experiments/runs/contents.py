@@ -18,8 +18,6 @@ from dada import policies
 from experiments.data import datasets
 
 _PARTS = {"train": "training", "valid": "validation", "test": "test"}
-# Of a policy, what it says of itself and does not do.
-_METADATA = ("method", "preset", "seed", "data_set", "selection_rule", "source", "licence")
 
 
 def of_dataset(dataset: datasets.Dataset, parts: Iterable[str] = tuple(_PARTS)) -> dict[str, str | None]:
@@ -35,7 +33,7 @@ def of_dataset(dataset: datasets.Dataset, parts: Iterable[str] = tuple(_PARTS)) 
 
 def of_policies(found: Iterable[policies.Policy]) -> str | None:
     """Of what policies do, in order: not of their files' layout, nor of where they come from."""
-    blank = dict.fromkeys(_METADATA)
+    blank = dict.fromkeys(policies.METADATA)
     texts = [policies.to_json(dataclasses.replace(policy, **blank)) for policy in found]
     return " ".join(_digest(text.encode()) for text in texts) or None
 

@@ -47,8 +47,7 @@ class Recipe(NamedTuple):
     """What a cell runs."""
 
     arguments: list[str]  # command line without seed and folder
-    flags: dict[str, str]  # all that it means, but for the planted op
-    planted: tuple[str, float | None]  # op, or row, and value
+    flags: dict[str, str]  # all that it means
     row: ops.OpRow  # of the search space
 
 
@@ -113,7 +112,7 @@ def _recipe(search, case, resolve):
     arguments = [*search.flags, f"--planted_op={case.planted_op}"]
     try:
         settings = resolve(arguments)
-        planted, *more = planting.parse(settings.pop("planted_op"))
+        planted, *more = planting.parse(settings["planted_op"])
         if more:
             raise ValueError("got several planted ops, expected one")
         options = (tuple(settings[name]) for name in ("extra_ops", "exclude_ops"))
@@ -124,14 +123,4 @@ def _recipe(search, case, resolve):
     except ValueError as error:
         raise ValueError(f"{' '.join(arguments)}: {error}") from error
     flags = table_definition.what_was_run(run_folder.flag_texts(settings))
-    return Recipe(arguments, flags, planted, space.rows[row])
-
-
-def is_run_of(definition: Definition, recipe: Recipe, flags: dict[str, str]) -> bool:
-    """Whether a run with these flags, resolved as in flags.txt, is one of a cell."""
-    flags = dict(flags)
-    planted = planting.parse(flags.pop("planted_op", None))
-    if len(planted) != 1 or not table_definition.is_same(recipe.flags, flags, definition.defaults):
-        return False
-    ((name, value),) = planted
-    return name == recipe.row.op and recipe.planted[1] in (None, value)
+    return Recipe(arguments, flags, space.rows[row])

@@ -109,5 +109,5 @@ def _check(definition, key, flags):
     num_seeds = {one.key: one.num_seeds for one in definition.searches}
     if recipe is None or seed not in range(num_seeds[search]):
         raise ValueError(f"{where}: not in this table")
-    if not success_definition.is_run_of(definition, recipe, flags):
+    if not table_definition.is_same(recipe.flags, flags, definition.defaults):
         raise ValueError(f"{where}: a run with other flags than the table asks for")
