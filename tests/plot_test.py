@@ -162,6 +162,14 @@ def test_captions_of_augmented_images(dataset, monkeypatch, run):
             assert (caption == "unchanged") == np.array_equal(image, before)
 
 
+def test_captions_name_the_op_and_its_value_has_the_direction():
+    color, shear = (ops.OPS.index(name) for name in ("Color", "ShearY"))
+    values = np.array([[1.43, -0.1], [0.69, 0.2]])
+    draws = ops.Draws(np.full((2, 2), (color, shear)), values, np.zeros((2, 2, 2)))
+    captions = search_figures._captions(ops.search_space("directed"), draws)
+    assert captions == ["Color 1.43\nShearY −0.1", "Color 0.69\nShearY 0.2"]
+
+
 def draw_policy(path):
     with figure_style.style():
         search = finished_search.read(path)

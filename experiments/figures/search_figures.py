@@ -217,8 +217,8 @@ def _captions(space, draws):
             if op == 0:
                 continue
             row = rows[op]
-            # A drawn value has its sign already.
+            # A drawn value has its sign, and its direction, already.
             text = figure_style.value_text(row._replace(random_sign=False), value) if row.unit else ""
-            lines.append(f"{row.name} {text}".strip())
+            lines.append(f"{row.op} {text}".strip())
         captions.append("\n".join(lines) or "unchanged")
     return captions
