@@ -90,6 +90,17 @@ def test_the_policy_comes_before_or_after_the_crop():
     np.testing.assert_array_equal(after == 1.0, first == 0.0)
 
 
+def test_colour_jitter_and_lighting_come_after_the_policy():
+    images, _ = data()
+    jitter = {**PLAIN, "color_jitter": 0.4}
+    plain, inverted = config(**jitter), config(always("Invert"), **jitter)
+    plain, after = inputs(plain, images), inputs(inverted, 255 - images)
+    np.testing.assert_array_equal(after, plain)
+    assert np.any(inputs(inverted, images) != 1 - plain)
+    shift = inputs(config(lighting=0.1, **jitter), images) - plain
+    assert np.ptp(shift, axis=(1, 2)).max() < 1e-6 and np.all(np.abs(shift).max((1, 2, 3)) > 0)
+
+
 def test_flip_normalise_and_cutout_follow():
     images, _ = data()
     settings = config(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2), crop_padding=0, cutout_length=4)
@@ -209,6 +220,19 @@ def test_the_test_counts_every_image_once(batch_size):
     assert int(result["num_right"]) == int(np.sum(np.argmax(logits, -1) == labels))
     expected = np.asarray(sgd.cross_entropy(logits, labels), np.float64).mean()
     np.testing.assert_allclose(result["loss"], expected, rtol=1e-5)
+
+
+def test_top_5_counts_the_five_largest_logits():
+    images, _ = data(21)
+    labels = jnp.asarray(np.random.default_rng(3).integers(0, 9, 21), jnp.int32)
+    weight = jax.random.normal(jax.random.key(0), (SIZE * SIZE * 3, 9))
+    state = sgd.init({"weight": weight, "bias": jnp.zeros(9)}, {"steps": jnp.zeros(())})
+    result = policy_training.evaluate(config(**PLAIN), state, images, labels, 10)
+    logits, _ = linear(state.params, state.batch_stats, images / 255.0, False)
+    ranks = np.sum(np.asarray(logits) > np.asarray(logits)[np.arange(21), labels][:, None], axis=1)
+    assert 0 < np.sum(ranks < 1) < np.sum(ranks < 5) < 21
+    assert int(result["num_right_top_5"]) == np.sum(ranks < 5)
+    assert int(result["num_right"]) == np.sum(ranks < 1)
 
 
 def test_the_test_uses_the_running_statistics():

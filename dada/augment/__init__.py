@@ -1,17 +1,31 @@
 """From a policy and a key to augmented batches.
 
 `sampling`: policy to draws. `draws`: draws to images, fast (`fast_path`) or differentiable. `base`: crop,
-flip, normalisation and cutout around a policy. `image_keys`: random numbers that belong to one image wherever
-it is computed. Needs jax and numpy; copy with `ops` and `policies` beside it.
+flip, colours, normalisation and cutout around a policy. `image_keys`: random numbers that belong to one image
+wherever it is computed. Needs jax and numpy; copy with `ops` and `policies` beside it.
 """
 
-from .base import CIFAR_MEAN, CIFAR_STD, base_augment, normalize, random_crop, random_cutout, random_flip
+from .base import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    base_augment,
+    normalize,
+    random_color_jitter,
+    random_crop,
+    random_cutout,
+    random_flip,
+    random_lighting,
+)
 from .draws import apply_draws, apply_draws_differentiable
 from .sampling import NOISE_SIZE, assemble_draws, random_centers, random_signs, sample
 
 __all__ = [
     "CIFAR_MEAN",
     "CIFAR_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "NOISE_SIZE",
     "apply_draws",
     "apply_draws_differentiable",
@@ -19,9 +33,11 @@ __all__ = [
     "base_augment",
     "normalize",
     "random_centers",
+    "random_color_jitter",
     "random_crop",
     "random_cutout",
     "random_flip",
+    "random_lighting",
     "random_signs",
     "sample",
 ]

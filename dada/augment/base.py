@@ -1,8 +1,8 @@
-"""The fixed augmentations around a policy: crop, flip, normalisation and cutout, of batches.
+"""The fixed augmentations around a policy: crop, flip, colours, normalisation and cutout, of batches.
 
-`random_crop`, `random_flip` and `random_cutout` take a typed key, consumed, and images [B, H, W, C] of any
-dtype, and keep shape and dtype. They raise TypeError where the key is not typed, and ValueError for more than
-one key, images of another rank or a negative size. With `axis_name`, a mapped axis over which the batch is
+Those that are called `random_` take a typed key, consumed, and images [B, H, W, C], and keep shape and dtype,
+but for what they say. They raise TypeError where the key is not typed, and ValueError for more than one key,
+images of another rank or a number out of range. With `axis_name`, a mapped axis over which the batch is
 divided, they draw for the whole batch and use the part of this device, with the same key on all devices.
 """
 
@@ -14,11 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import image_keys
+from .. import ops
+from . import draws, image_keys
 
 # Of images in [0, 1], as the papers have them; the deviation is the mean of the deviations of single images.
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Principal components of the colours of ImageNet, as the papers' codes have them; eigenvectors are columns.
+_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045], np.float32)
+_EIGENVECTORS = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]], np.float32
+)
+# Of a policy among the fixed augmentations, see `base_augment`.
+POSITIONS = ("first", "after_crop", "after_jitter")
+_JITTER_OPS = tuple(ops.OPS.index(name) for name in ("Brightness", "Contrast", "Color"))
 
 
 class BaseSettings(Protocol):
@@ -27,6 +39,8 @@ class BaseSettings(Protocol):
     crop_padding: int  # pixels on every side; 0 for no crop
     flip: bool
     cutout_length: int  # side in pixels; 0 for no cutout
+    color_jitter: float  # strength, see `random_color_jitter`; 0 for none
+    lighting: float  # deviation, see `random_lighting`; 0 for none
     mean: tuple[float, float, float]  # per channel, of images in [0, 1]
     std: tuple[float, float, float]
 
@@ -37,35 +51,48 @@ def base_augment(
     images: jax.Array,
     policy: Callable[[jax.Array], jax.Array],
     *,
-    policy_first: bool = False,
+    policy_position: str = "after_crop",
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Crop, flip, policy, normalise, cutout: the order of the papers.
+    """Crop, flip, colour jitter, lighting, normalise, cutout, and in between the policy, as in the papers.
 
     Args:
-      keys: has the typed keys `crop`, `flip` and `cutout`: [], one for the batch, or [B], one for each image.
+      keys: has a typed key for each random step, `crop`, `flip`, `color_jitter`, `lighting` and `cutout`: [],
+        one for the batch, or [B], one for each image.
       settings: what is done.
       images: uint8 [B, H, W, 3].
-      policy: from uint8 [B, H, W, 3] to uint8, or to float32 in [0, 1].
-      policy_first: the policy comes before the crop, as in DDAS.
+      policy: from uint8 [B, H, W, 3] to uint8, or to float32 in [0, 1] where no colour jitter follows.
+      policy_position: "first", "after_crop" (and flip), or "after_jitter", as in the search of DADA.
       axis_name: mapped axis over which the batch is divided; read where the keys are of the batch.
     Returns:
       float32 [B, H, W, 3], normalised. Gradient: to what `policy` depends on.
+    Raises:
+      ValueError: another policy_position.
     """
+    if policy_position not in POSITIONS:
+        raise ValueError(f"policy_position: got {policy_position!r}, expected one of {', '.join(POSITIONS)}")
 
     def random(function, key, images):
         if key.ndim:
             return image_keys.each_image(function)(key, images)
         return function(key, images, axis_name=axis_name)
 
-    if policy_first:
+    if policy_position == "first":
         images = policy(images)
     if settings.crop_padding:
         images = random(functools.partial(random_crop, padding=settings.crop_padding), keys.crop, images)
     if settings.flip:
         images = random(random_flip, keys.flip, images)
-    if not policy_first:
+    if policy_position == "after_crop":
         images = policy(images)
+    if settings.color_jitter:
+        jitter = functools.partial(random_color_jitter, strength=settings.color_jitter)
+        images = random(jitter, keys.color_jitter, images)
+    if policy_position == "after_jitter":
+        images = policy(images)
+    if settings.lighting:
+        lighting = functools.partial(random_lighting, deviation=settings.lighting)
+        images = random(lighting, keys.lighting, images)
     images = normalize(images, settings.mean, settings.std)
     if settings.cutout_length:
         images = random(functools.partial(random_cutout, length=settings.cutout_length), keys.cutout, images)
@@ -85,11 +112,7 @@ def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
       TypeError: images are neither uint8 nor floating.
       ValueError: mean or std has not one entry per channel.
     """
-    images = jnp.asarray(images)
-    if images.dtype == jnp.uint8:
-        images = images.astype(jnp.float32) / 255
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(f"images: got dtype {images.dtype}, expected uint8 or floating")
+    images = _fractions(images)
     channels = images.shape[-1:]
     for name, statistic in (("mean", mean), ("std", std)):
         if np.shape(statistic) != channels:
@@ -129,6 +152,48 @@ def random_flip(key: jax.Array, images: jax.Array, *, axis_name: str | None = No
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
+def random_color_jitter(
+    key: jax.Array, images: jax.Array, strength: float, *, axis_name: str | None = None
+) -> jax.Array:
+    """Brightness, Contrast and Color of every image, by three factors and in an order of its own.
+
+    Factors are uniform on [1 - strength, 1 + strength]; each op rounds to 8 bits, as Pillow does.
+
+    Args: see the head of the file; images are bytes [B, H, W, 3], and
+      strength: in [0, 1].
+    Reference: ColorJitter of torchvision, without hue.
+    """
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"color_jitter: got {strength}, expected 0 to 1")
+    noise = _draw(key, images, axis_name, lambda whole: jax.random.uniform(key, (whole, 2, 3)))
+    order = jnp.argsort(noise[:, 0], axis=-1)
+    factor = 1.0 + strength * (2.0 * noise[:, 1] - 1.0)
+    drawn = ops.Draws(jnp.asarray(_JITTER_OPS)[order], factor, jnp.zeros((*order.shape, 2)))
+    return draws.apply_draws(images, drawn, op_ids=_JITTER_OPS)
+
+
+def random_lighting(
+    key: jax.Array, images: jax.Array, deviation: float, *, axis_name: str | None = None
+) -> jax.Array:
+    """Adds one colour to all pixels of an image, drawn along the principal components of ImageNet's colours.
+
+      x_c + sum_j alpha_j lambda_j v_cj,   alpha_j normal with the given deviation
+
+    Args: see the head of the file; images as of `normalize` with three channels, and
+      deviation: of the alpha, >= 0.
+    Returns:
+      floating [B, H, W, 3], not clipped to [0, 1].
+    Reference: Krizhevsky, Sutskever and Hinton 2012, section 4.1; components of the Torch code for ResNets.
+    """
+    if deviation < 0:
+        raise ValueError(f"lighting: got {deviation}, expected at least 0")
+    images = _fractions(images)
+    alpha = deviation * _draw(key, images, axis_name, lambda whole: jax.random.normal(key, (whole, 1, 3)))
+    # A sum, since some devices multiply matrices with a few digits only.
+    shift = jnp.sum(alpha * (_EIGENVALUES * _EIGENVECTORS), axis=-1)
+    return images + shift[:, None, None].astype(images.dtype)
+
+
 def random_cutout(
     key: jax.Array, images: jax.Array, length: int, *, axis_name: str | None = None
 ) -> jax.Array:
@@ -155,6 +220,16 @@ def random_cutout(
 
     rows, columns = covered(size[0], center[:, 0]), covered(size[1], center[:, 1])
     return jnp.where((rows[:, :, None] & columns[:, None])[..., None], 0, images)
+
+
+def _fractions(images):
+    """Bytes as fractions of 255 in float32; floating images as they are."""
+    images = jnp.asarray(images)
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"images: got dtype {images.dtype}, expected uint8 or floating")
+    return images
 
 
 def _draw(key, images, axis_name, draw):

@@ -20,6 +20,8 @@ class ImageKeys(NamedTuple):
     sign: jax.Array
     center: jax.Array
     cutout: jax.Array
+    color_jitter: jax.Array
+    lighting: jax.Array
 
 
 def image_keys(key: jax.Array, count: int, axis_name: str | None = None) -> ImageKeys:

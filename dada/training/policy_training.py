@@ -4,8 +4,10 @@ Contract: pure functions of their arguments, jitted once, and scanned or called 
 come in as bytes and are augmented on the device, inside the step. `step` knows which epoch it is from
 the number of updates done; the random numbers of an update are a function of its key and that number.
 
-    policy_position "after_crop"   crop, flip, policy, normalise, cutout         (DADA)
-                    "first"        policy, crop, flip, normalise, cutout         (AutoAugment, TrivialAugment)
+    policy_position "after_crop"   crop, flip, policy, then the rest          (DADA)
+                    "first"        policy, crop, flip, then the rest          (AutoAugment, TrivialAugment)
+
+The rest is colour jitter and lighting, which the papers have on ImageNet only, normalisation, and cutout.
 
 With `batch_augmentation` M every image enters M times, each copy with its own augmentation; batch norm
 sees all copies as one batch, where the papers' M processes have statistics of their own. With `dtype`
@@ -58,6 +60,8 @@ class Config:
       crop_padding: random crop with this padding; 0 for none.
       flip: random horizontal flip.
       cutout_length: side of the cutout after normalisation; 0 for none.
+      color_jitter: strength, see `augment.random_color_jitter`; 0 for none.
+      lighting: deviation, see `augment.random_lighting`; 0 for none.
       mean: of the pixels in [0, 1], per channel.
       std: the same.
     """
@@ -82,6 +86,8 @@ class Config:
     crop_padding: int = 4
     flip: bool = True
     cutout_length: int = 16
+    color_jitter: float = 0.0
+    lighting: float = 0.0
     mean: tuple[float, float, float] = augment.CIFAR_MEAN
     std: tuple[float, float, float] = augment.CIFAR_STD
 
@@ -105,6 +111,8 @@ class Keys(NamedTuple):
     flip: jax.Array
     cutout: jax.Array
     network: jax.Array
+    color_jitter: jax.Array
+    lighting: jax.Array
 
 
 def learning_rate(config: Config, step: int | jax.Array) -> jax.Array:
@@ -156,8 +164,10 @@ def network_input(
         op_ids = ops.op_ids(policies.space(config.policy))
         return augment.apply_draws(images, draws, op_ids=op_ids)
 
-    first = config.policy_position == "first"
-    return augment.base_augment(keys, config, images, apply_policy, policy_first=first, axis_name=axis_name)
+    position = config.policy_position
+    return augment.base_augment(
+        keys, config, images, apply_policy, policy_position=position, axis_name=axis_name
+    )
 
 
 def step(
@@ -222,7 +232,8 @@ def evaluate(
       batch_size: static; the images that fill up the last batch do not count.
       axis_name: mapped axis whose devices share every batch, its size rounded up to equal parts.
     Returns:
-      {"loss": float32 scalar, mean over the N images; "num_right": int32 scalar}.
+      {"loss": float32 scalar, mean over the N images; "num_right" and "num_right_top_5": int32 scalars, the
+      images whose class has the largest logit, or one of the five largest}.
     """
     count = labels.shape[0]
     batch_size = min(batch_size, count)
@@ -234,18 +245,23 @@ def evaluate(
         member = jnp.minimum(index, count - 1)
         inputs = augment.normalize(images[member], config.mean, config.std)
         logits, _ = config.apply(state.params, state.batch_stats, inputs, False)
-        is_right = jnp.argmax(logits, axis=-1) == labels[member]
-        losses = sgd.cross_entropy(logits, labels[member])
         counts = index < count
-        loss, num_right = totals
-        loss = loss + jnp.sum(jnp.where(counts, losses, 0.0))
-        return (loss, num_right + jnp.sum(counts & is_right, dtype=jnp.int32)), None
+        losses = sgd.cross_entropy(logits, labels[member])
+        _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+        is_right = best == labels[member][:, None]
+        batch = {
+            "loss": jnp.sum(jnp.where(counts, losses, 0.0)),
+            "num_right": jnp.sum(counts & is_right[:, 0], dtype=jnp.int32),
+            "num_right_top_5": jnp.sum(counts & jnp.any(is_right, axis=-1), dtype=jnp.int32),
+        }
+        return jax.tree.map(jnp.add, totals, batch), None
 
     index = image_keys.own_part(jnp.arange(num_parts * num_batches * part_size), axis_name)
-    start = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+    none = jnp.zeros((), jnp.int32)
+    start = {"loss": jnp.zeros((), jnp.float32), "num_right": none, "num_right_top_5": none}
     totals, _ = jax.lax.scan(add_batch, start, index.reshape(num_batches, part_size))
-    loss, num_right = totals if axis_name is None else jax.lax.psum(totals, axis_name)
-    return {"loss": loss / count, "num_right": num_right}
+    totals = totals if axis_name is None else jax.lax.psum(totals, axis_name)
+    return {**totals, "loss": totals["loss"] / count}
 
 
 def _policy_epoch(config, step):

@@ -27,7 +27,8 @@ class CommonConfig:
       learning_rate ... clip_norm: SGD of the network.
       policy_learning_rate: Adam of the policy, betas 0.5 and 0.999.
       temperature: (at the start, at the end), linear in between; of the relaxed samples.
-      crop_padding, flip, cutout_length: base augmentation around the policy, as in the papers.
+      crop_padding, flip, color_jitter, lighting, cutout_length: base augmentation around the policy, as in
+        the papers, see `augment.base_augment`.
       mean, std: per channel, of images in [0, 1].
       top_k: sub-policies kept by `extract_policy`.
     """
@@ -48,6 +49,8 @@ class CommonConfig:
     crop_padding: int = 4
     flip: bool = True
     cutout_length: int = 16
+    color_jitter: float = 0.0
+    lighting: float = 0.0
     mean: tuple[float, float, float] = augment.CIFAR_MEAN
     std: tuple[float, float, float] = augment.CIFAR_STD
     top_k: int = 25

@@ -77,7 +77,7 @@ def sample(
 def network_inputs(
     config: Config, policy: policy_space.Parameters, sample: Sample, images: jax.Array
 ) -> jax.Array:
-    """All images under every draw: crop, flip, policy, normalise, cutout.
+    """All images under every draw: policy and base augmentation, in the order of `input.network_input`.
 
     Args:
       config: settings of the search.
@@ -101,7 +101,7 @@ def network_inputs(
     def apply_policy(images):
         return augment.apply_draws(images, concrete, op_ids=ops.op_ids(config.space))
 
-    inputs = augment.base_augment(keys, config, images, apply_policy)
+    inputs = augment.base_augment(keys, config, images, apply_policy, policy_position="after_jitter")
     return inputs.reshape(num_draws, count, *inputs.shape[1:])
 
 

@@ -94,7 +94,7 @@ def network_input(
     temperature: jax.Array,
     images: jax.Array,
 ) -> jax.Array:
-    """Crop, flip, policy, normalise, cutout, in the order of the papers.
+    """Crop, flip, colour jitter, policy, lighting, normalise, cutout, in the order of the released code.
 
     Args:
       config: settings of the search.
@@ -125,4 +125,5 @@ def network_input(
             hard=config.estimator == "straight_through",
         )
 
-    return augment.base_augment(sample.image_keys, config, images, apply_policy)
+    keys = sample.image_keys
+    return augment.base_augment(keys, config, images, apply_policy, policy_position="after_jitter")

@@ -73,7 +73,7 @@ def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> Searc
 def network_input(
     config: Config, parameters: policy_space.Parameters, sample: search_input.Sample, images: jax.Array
 ) -> jax.Array:
-    """Crop, flip, policy, normalise, cutout. Gradient: none, the levels are learned by another rule.
+    """Policy and base augmentation. Gradient: none, the levels are learned by another rule.
 
     Args:
       config: settings of the search.
@@ -91,7 +91,8 @@ def network_input(
     apply_policy = functools.partial(
         search_input.apply_draws, config.space, parameters, sample.draws, levels, signs, centers
     )
-    return augment.base_augment(sample.image_keys, config, images, apply_policy)
+    keys = sample.image_keys
+    return augment.base_augment(keys, config, images, apply_policy, policy_position="after_jitter")
 
 
 def gradients(

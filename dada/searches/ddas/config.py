@@ -134,7 +134,8 @@ class Config:
       policy_learning_rate: Adam of alpha_o, betas 0.5 and 0.999.
       p_tp_learning_rate: the same of alpha_tp.
       smoothing: F_s, epochs over which the policy's p_tp is averaged.
-      crop_padding, flip, cutout_length: base augmentation after the policy, on every copy.
+      crop_padding, flip, color_jitter, lighting, cutout_length: base augmentation after the policy, on every
+        copy, see `augment.base_augment`.
       mean, std: per channel, of images in [0, 1].
     """
 
@@ -161,6 +162,8 @@ class Config:
     crop_padding: int = 4
     flip: bool = True
     cutout_length: int = 16
+    color_jitter: float = 0.0
+    lighting: float = 0.0
     mean: tuple[float, float, float] = augment.CIFAR_MEAN
     std: tuple[float, float, float] = augment.CIFAR_STD
 

@@ -16,7 +16,7 @@ from .config import Config
 def copies(
     key: jax.Array, config: Config, policies: jax.Array, images: jax.Array, axis_name: str | None = None
 ) -> jax.Array:
-    """Policy, crop, flip, normalise, cutout, in the order of the released CIFAR code.
+    """Policy, then the base augmentation, in the order of the released CIFAR code.
 
     Args:
       key: typed key of the step, consumed.
@@ -54,5 +54,5 @@ def copies(
         augmented = augment.apply_draws(tiled, draws, op_ids=ops.op_ids(config.space))
         return jnp.concatenate([images, augmented])
 
-    inputs = augment.base_augment(base, config, images, apply_policies, policy_first=True)
+    inputs = augment.base_augment(base, config, images, apply_policies, policy_position="first")
     return inputs.reshape(1 + num_policies, batch, *inputs.shape[1:])
