@@ -34,7 +34,7 @@ def chi_squared(counts, expected):
     return float((((counts - expected) ** 2) / expected).sum())
 
 
-@pytest.mark.parametrize("name", ["randaugment", "trivialaugment_wide"])
+@pytest.mark.parametrize("name", ["randaugment", "randaugment_imagenet", "trivialaugment_wide"])
 def test_the_space_has_the_fourteen_ops_in_order(name):
     rows = ops.search_space(name).rows
     assert [row.name for row in rows] == [
@@ -60,6 +60,10 @@ def test_the_space_has_the_fourteen_ops_in_order(name):
         (baselines.trivialaugment("trivialaugment_wide"), "Posterize", 8 - np.arange(31) * 6 // 30),
         (baselines.trivialaugment("trivialaugment_wide"), "Contrast", 0.01 + 1.99 * np.arange(31) / 30),
         (baselines.trivialaugment("trivialaugment_wide"), "ShearY", 0.99 * np.arange(31) / 30),
+        # N = 2 and M = 9 of 10: 90 % of every range
+        (baselines.randaugment(2, 27, "randaugment_imagenet"), "TranslateXAbs", [90]),
+        (baselines.randaugment(2, 27, "randaugment_imagenet"), "Rotate", [27]),
+        (baselines.randaugment(2, 27, "randaugment_imagenet"), "Color", [1.72]),
         (baselines.uniformaugment(), "TranslateXAbs", np.arange(31) * 144 // 300),
         (baselines.uniformaugment(), "Cutout", (np.arange(31) * 64 // 300) / 32),
     ],

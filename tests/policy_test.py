@@ -117,6 +117,7 @@ def test_shipped_policies(path):
         ("fast_autoaugment_imagenet", (498, 2), "ShearY", 0.14143816458479197, 0.513124791615952),
         ("autoaugment_cifar10", (25, 2), "Invert", 0.1, 1.0),
         ("autoaugment_svhn", (25, 2), "ShearX", 0.9, 0.7),
+        ("autoaugment_imagenet", (25, 2), "Posterize", 0.4, 1.0),
     ],
 )
 def test_known_numbers(name, shape, entry, probability, level):
@@ -125,6 +126,41 @@ def test_known_numbers(name, shape, entry, probability, level):
     names = [row.name for row in policies.space(policies.load(name)).rows]
     assert names[content.row[0, 0]] == entry
     assert content.probability[0, 0] == probability and content.level[0, 0] == level
+
+
+# Op, probability and integer level, as torchvision lists them, and its values of the levels 0 to 9.
+AUTOAUGMENT_IMAGENET = """
+    Posterize 0.4 8, Rotate 0.6 9; Solarize 0.6 5, AutoContrast 0.6; Equalize 0.8, Equalize 0.6;
+    Posterize 0.6 7, Posterize 0.6 6; Equalize 0.4, Solarize 0.2 4; Equalize 0.4, Rotate 0.8 8;
+    Solarize 0.6 3, Equalize 0.6; Posterize 0.8 5, Equalize 1; Rotate 0.2 3, Solarize 0.6 8;
+    Equalize 0.6, Posterize 0.4 6; Rotate 0.8 8, Color 0.4 0; Rotate 0.4 9, Equalize 0.6;
+    Equalize 0, Equalize 0.8; Invert 0.6, Equalize 1; Color 0.6 4, Contrast 1 8;
+    Rotate 0.8 8, Color 1 2; Color 0.8 8, Solarize 0.8 7; Sharpness 0.4 7, Invert 0.6;
+    ShearX 0.6 5, Equalize 1; Color 0.4 0, Equalize 0.6; Equalize 0.4, Solarize 0.2 4;
+    Solarize 0.6 5, AutoContrast 0.6; Invert 0.6, Equalize 1; Color 0.6 4, Contrast 1 8;
+    Equalize 0.8, Equalize 0.6
+"""
+LEVELS = {
+    **{"Rotate": np.linspace(0, 30, 10), "ShearX": np.linspace(0, 0.3, 10)},
+    **dict.fromkeys(("Color", "Contrast", "Sharpness"), np.linspace(1, 1.9, 10)),
+    **{"Solarize": np.linspace(255, 0, 10), "Posterize": [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]},
+}
+SIGNED = ("Rotate", "ShearX", "Color", "Contrast", "Sharpness")
+
+
+def test_autoaugment_imagenet_has_the_values_of_torchvision():
+    artefact = policies.load("autoaugment_imagenet")
+    rows, content = policies.space(artefact).rows, artefact.content
+    sequences = [pair.split(",") for pair in AUTOAUGMENT_IMAGENET.split(";")]
+    assert content.row.shape == (len(sequences), 2) and content.weight is None
+    for place, entry in np.ndenumerate(np.array(sequences)):
+        op, probability, *number = entry.split()
+        row = rows[content.row[place]]
+        assert (row.name, content.probability[place]) == (op, float(probability))
+        if number:
+            value = row.low + content.level[place] * (row.high - row.low)
+            assert value == pytest.approx(LEVELS[op][int(number[0])])
+        assert row.random_sign == (op in SIGNED)
 
 
 def test_autoaugment_has_the_papers_color_level():

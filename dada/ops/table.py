@@ -18,6 +18,7 @@ Spaces:
                       were evaluated.
     randaugment       14 ops of RandAugment and of TrivialAugment (RA): translations in pixels,
                       enhancers from 0.1 to 1.9 without a random sign, level 0.5 their identity.
+    randaugment_imagenet  the same with translations up to 100 pixels, as RandAugment has them on ImageNet.
     trivialaugment_wide   the same ops with wider ranges.
     uniformaugment    16 ops: Invert and Cutout besides; translations up to 14.4 pixels.
     ddas              19 ops of DDAS on CIFAR; `searches.ddas` crosses them with magnitudes. A
@@ -216,6 +217,7 @@ _SPACES = {
     ),
     "deepaa_mirrored": (*_without_magnitude("Identity"), *_GEOMETRIC, *_COLOR),
     "randaugment": _trivial_ops(30.0, 4.0, (0.1, 1.9), 0.3, 10.0),
+    "randaugment_imagenet": _trivial_ops(30.0, 4.0, (0.1, 1.9), 0.3, 100.0),
     "trivialaugment_wide": _trivial_ops(135.0, 2.0, (0.01, 2.0), 0.99, 32.0),
     "uniformaugment": (
         *_trivial_ops(30.0, 4.0, (0.1, 1.9), 0.3, 14.4),

@@ -9,9 +9,10 @@ All three are `layers` policies: in every layer each image draws one action (op,
 Levels 0 .. 30 as in the TrivialAugment code with its 31 strengths (its training script defaults to
 30, which lets M = 30 exceed every range). Values that this code truncates to integers - degrees,
 pixels, bits, thresholds - are truncated here, in the levels of the actions, so that a policy file
-holds what is applied. Translations are pixels, at any image size. Deviations: Cutout fills with the
-grey of the DADA op, not with black; the UniformAugment paper draws real levels, its code and this
-one 31. An op without magnitude is one action.
+holds what is applied. Translations are pixels, at any image size: RandAugment has up to 100 of them
+on ImageNet, where the M of its authors is of 10, not of 30; the TrivialAugment code has one range for
+all. Deviations: Cutout fills with the grey of the DADA op, not with black; the UniformAugment paper
+draws real levels, its code and this one 31. An op without magnitude is one action.
 
 Reference: Cubuk et al. 2019, arXiv:1909.13719; Mueller and Hutter 2021, arXiv:2103.10158; LingChen
 et al. 2020, arXiv:2003.14348.
@@ -45,12 +46,13 @@ def uniformaugment() -> Policy:
     return _layers("uniformaugment", row, level, np.stack([probability] * 2), "UniformAugment")
 
 
-def randaugment(num_ops: int, magnitude: int) -> Policy:
+def randaugment(num_ops: int, magnitude: int, space_name: str = "randaugment") -> Policy:
     """Returns RandAugment(N, M): N ops drawn uniformly with replacement, all at one level.
 
     Args:
       num_ops: N, 1 or more.
       magnitude: M in 0 .. 30.
+      space_name: "randaugment", or "randaugment_imagenet".
     Raises:
       ValueError: N or M is out of range.
     """
@@ -59,10 +61,10 @@ def randaugment(num_ops: int, magnitude: int) -> Policy:
             f"RandAugment: got N = {num_ops} and M = {magnitude}, expected N of 1 or more and M in "
             f"0..{NUM_LEVELS - 1}"
         )
-    rows = ops.search_space("randaugment").rows
+    rows = ops.search_space(space_name).rows
     level = np.array([_level(op, magnitude) for op in rows])
     probability = np.full((num_ops, len(rows)), 1 / len(rows))
-    return _layers("randaugment", np.arange(len(rows), dtype=np.int32), level, probability, "RandAugment")
+    return _layers(space_name, np.arange(len(rows), dtype=np.int32), level, probability, "RandAugment")
 
 
 def _level(op, strength):

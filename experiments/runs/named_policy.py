@@ -4,8 +4,8 @@ from dada import policies
 from dada.policies import baselines
 
 FORMS = (
-    "none, random:SEED, randaugment:N,M, trivialaugment_ra, trivialaugment_wide, uniformaugment, "
-    "a shipped policy (dada_cifar10) or the path of a policy.json"
+    "none, random:SEED, randaugment:N,M, randaugment_imagenet:N,M, trivialaugment_ra, trivialaugment_wide, "
+    "uniformaugment, a shipped policy (dada_cifar10) or the path of a policy.json"
 )
 
 _MAX_OPS = 100
@@ -42,11 +42,11 @@ def _read(name, flag):
         return baselines.uniformaugment()
     if kind == "random":
         return policies.random_policy(*_integers(name, flag, numbers, 1), "dada")
-    if kind == "randaugment":
+    if kind in ("randaugment", "randaugment_imagenet"):
         num_ops, magnitude = _integers(name, flag, numbers, 2)
         if num_ops > _MAX_OPS:
             raise ValueError(f"--{flag}: got {name!r}, expected {_MAX_OPS} ops or fewer")
-        return baselines.randaugment(num_ops, magnitude)
+        return baselines.randaugment(num_ops, magnitude, kind)
     try:
         return policies.load(name)
     except ValueError as error:
