@@ -28,7 +28,7 @@ from experiments.data import datasets, planting
 from experiments.figures import finished_run, verdict_figure
 from experiments.methods import dada_method, ddas_method, deepaa_method, judge, search_loop, search_run
 from experiments.methods.method import Method, Task, config_fields
-from experiments.runs import command_line, contents, devices, named_policy, run_flags, run_folder, seeds
+from experiments.runs import command_line, contents, devices, named_policy, pretrained, run_flags, run_folder, seeds
 from experiments.summaries import seed_agreement
 
 METHODS = {"dada": dada_method, "ddas": ddas_method, "deepaa": deepaa_method}
@@ -168,6 +168,11 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
         raise ValueError(f"search space: Rotate90 needs square images, got {size[0]} x {size[1]}")
     network, network_config = models.by_name(settings["model"], dataset.num_classes, max(size))
     jax.eval_shape(lambda: network.init(jax.random.key(0), network_config))  # refuses a wrong depth
+    weights = pretrained.load(
+        settings["pretrained"],
+        (network, network_config),
+        needs_head=settings["method"] == "deepaa",  # which trains none
+    )
     plan = method.plan(settings, dataset)
     fields = config_fields(
         method.library.Config,
@@ -201,6 +206,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
         measure_cost=settings["measure_cost"],
         judge=judged,
         mesh=mesh,
+        pretrained=weights,
     )
 
 
@@ -257,6 +263,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         settings["planted_op"] = planting.to_text(task.planted)
     made_of = {**contents_of(settings, dataset), **task.method.contents(task)}
     made_of["network"] = contents.of_network(task.config.apply, task.model, dataset.train_images.shape[1:3])
+    made_of["pretrained"] = contents.of_weights(task.pretrained) if settings["pretrained"] else None
     folders = seeds.open_folders(settings, made_of)
     task = _named(task, run_folder.read_flags(folders[settings["seed"]].path))
     left = {seed: folder for seed, folder in folders.items() if not search_run.is_finished(task, folder)}

@@ -29,6 +29,7 @@ from experiments.runs import (
     contents,
     devices,
     named_policy,
+    pretrained,
     run_flags,
     run_folder,
     seeds,
@@ -160,6 +161,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> train_run.Ta
         eval_batch_size=settings["eval_batch_size"],
         recipe={name: value for name, value in settings.items() if name not in run_flags.NOT_RECIPE},
         mesh=mesh,
+        pretrained=pretrained.load(settings["pretrained"], (module, model_config)),
     )
 
 
@@ -170,14 +172,21 @@ def contents_of(settings: dict[str, Any], dataset: datasets.Dataset) -> dict[str
 
 
 def _report(seed: int, summary: dict[str, Any], folder: run_folder.RunFolder) -> str:
-    last, best = summary["last"], summary["best"]
+    last, best = (_errors(summary[name]) for name in ("last", "best"))
     return (
         f"\nseed {seed}\n"
-        f"last epoch {last['epoch']:4d}   test error {100 * last['test_error']:.2f} %\n"
-        f"best epoch {best['epoch']:4d}   test error {100 * best['test_error']:.2f} %   "
-        "(chosen by the test error itself, so optimistic)\n"
+        f"last {last}\n"
+        f"best {best}   (chosen by the test error itself, so optimistic)\n"
         f"summary  {folder.path / 'summary.json'}\nfigures  {folder.figures_path}"
     )
+
+
+def _errors(result):
+    """The errors of an epoch, %."""
+    text = f"epoch {result['epoch']:4d}   test error {100 * result['test_error']:.2f} %"
+    if "test_top_5_error" in result:
+        text += f"   top-5 error {100 * result['test_top_5_error']:.2f} %"
+    return text
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
@@ -196,6 +205,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         return
     made_of = contents_of(settings, dataset)
     made_of["network"] = contents.of_network(task.config.apply, task.model, dataset.train_images.shape[1:3])
+    made_of["pretrained"] = contents.of_weights(task.pretrained) if settings["pretrained"] else None
     folders = seeds.open_folders(settings, made_of)
     names = run_folder.read_flags(folders[settings["seed"]].path)  # of the first start
     task = task._replace(recipe=task.recipe | {name: names[name] for name in ("dataset", "policy")})

@@ -43,8 +43,7 @@ def define(values: flags.FlagValues) -> None:
 
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
-    del settings
-    return {}
+    return {"proxy": "--pretrained"} if settings["pretrained"] else {}
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
@@ -111,7 +110,7 @@ def _config(settings: Settings, fields: dict[str, Any], mesh: Any) -> deepaa.Con
 
 def _plan(settings: Settings, dataset: datasets.Dataset) -> deepaa_run.Plan:
     part, _, _ = _parts(dataset, settings)
-    path = settings["proxy"]
+    path = settings.get("proxy")
     if path is None and settings["batch_size"] > len(part):
         raise ValueError(
             f"--batch_size={settings['batch_size']}: the proxy has only {len(part)} training images"
@@ -120,13 +119,14 @@ def _plan(settings: Settings, dataset: datasets.Dataset) -> deepaa_run.Plan:
         model = run_folder.read_flags(path).get("model")
         if model != settings["model"] or run_folder.RunFolder(path).latest_step() is None:
             raise ValueError(f"--proxy={path}: expected a trained {settings['model']}, got a run of {model}")
-    names = ("learning_rate", "weight_decay", "crop_padding", "flip", "cutout_length")
+    base = ("crop_padding", "flip", "cutout_length", "color_jitter", "lighting")
     proxy = deepaa_run.Proxy(
         folder=path and pathlib.Path(path),
         images=sgd.Batch(dataset.train_images[part], dataset.train_labels[part]),
         num_epochs=settings["epochs"],
         batch_size=settings["batch_size"],
-        settings={name: settings[name] for name in names} | {"clip_norm": settings["clip_norm"] or None},
+        settings={name: settings[name] for name in ("learning_rate", "weight_decay", *base)}
+        | {"clip_norm": settings["clip_norm"] or None},
     )
     return deepaa_run.Plan(settings["num_points"], settings["model"], proxy)
 

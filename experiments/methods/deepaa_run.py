@@ -1,7 +1,8 @@
 """What a DeepAA search has of its own: its proxy network, its data points, its layers.
 
 The proxy is a network trained by `train_run` in RUN/proxy, or in a folder that is given; the search reads its
-last checkpoint. A search that was killed goes on inside its proxy or its layer, to the same bytes.
+last checkpoint. Or its weights are pretrained ones. A search that was killed goes on inside its proxy or its
+layer, to the same bytes.
 
 `start`, `proceed`, `Steps`, `plain_steps`, `total_steps`, `next_stop`, `report`, and `proxy_contents` as
 `contents`: those of `method.Method`.
@@ -25,6 +26,7 @@ from experiments.methods import search_loop, search_run
 from experiments.runs import compiled_loop, contents, devices, run_folder, train_run
 
 _CHECKPOINT_STEPS = 16
+_TEST_BATCH = 500
 # Weight of a batch in the running statistics of the proxy, whose inference mode the search looks at.
 _BATCH_NORM_MOMENTUM = 0.1
 
@@ -135,7 +137,7 @@ def _train_proxy(task, seed, folder):
     )
     if not proxy_folder.is_finished:
         data = train_run.Data(*proxy.images, task.dataset.test_images, task.dataset.test_labels)
-        sizes = {"batch_size": proxy.batch_size, "eval_batch_size": 500}
+        sizes = {"batch_size": proxy.batch_size, "eval_batch_size": _TEST_BATCH}
         data = devices.replicate(jax.tree.map(jnp.asarray, data), task.mesh)
         model = (network, network_config)
         proxy_task = train_run.Task(config, model, data, recipe=flags, mesh=task.mesh, **sizes)
@@ -145,27 +147,28 @@ def _train_proxy(task, seed, folder):
 
 
 def _trained(task, path):
-    """The proxy network that a training has left."""
+    """Parameters and running statistics that a training has left."""
     network, network_config = task.model
     shapes = jax.eval_shape(lambda: sgd.init(*network.init(jax.random.key(0), network_config)))
-    return run_folder.RunFolder(path).restore(shapes)
+    trained = run_folder.RunFolder(path).restore(shapes)
+    return trained.params, trained.batch_stats
 
 
 def proxy_contents(task: Any) -> dict[str, str | None]:
     """The weights of a proxy that was given."""
     path = task.plan.proxy.folder
-    trained = path and _trained(task, path)
-    return {"proxy": trained and contents.of_weights((trained.params, trained.batch_stats))}
+    return {"proxy": path and contents.of_weights(_trained(task, path))}
 
 
 def start(
     task: Any, seed: int, folder: run_folder.RunFolder, done: int
 ) -> tuple[deepaa.SearchState, jax.Array]:
     """A state with the layers that a run has after some steps, and the data key; trains the proxy first."""
-    path = task.plan.proxy.folder or _train_proxy(task, seed, folder)
-    trained = _trained(task, path)
+    weights = task.pretrained
+    if not weights[0]:
+        weights = _trained(task, task.plan.proxy.folder or _train_proxy(task, seed, folder))
     search_key, data_key = jax.random.split(jax.random.key(seed))
-    state = deepaa.init(search_key, task.config, trained.params, trained.batch_stats)
+    state = deepaa.init(search_key, task.config, *weights)
     for _ in range(-(-done // task.config.updates_per_layer) - 1):
         state = deepaa.next_layer(task.config, state)
     return state, data_key
@@ -253,6 +256,14 @@ def plain_steps(task: Any, is_vmapped: bool) -> compiled_loop.CompiledLoop:
     return compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped, mesh=task.mesh)
 
 
+def _test_accuracy(task, state):
+    """Of the proxy: of pretrained weights it says whether their classes are those of the data set."""
+    labels = task.dataset.test_labels
+    test = jax.jit(policy_training.evaluate, static_argnums=(0, 4))
+    result = test(task.config, state, task.dataset.test_images, labels, _TEST_BATCH)
+    return int(result["num_right"]) / len(labels)
+
+
 def report(
     task: Any,
     folder: run_folder.RunFolder,
@@ -261,14 +272,16 @@ def report(
     policy: policies.Policy,
 ) -> dict[str, Any]:
     """The layers, the proxy, and in place of the whole run's the lead of planted ops in the first layer."""
-    del state
     config = task.config
     names = [row.name for row in config.space.rows]
     layers = policies.layer_shares(policy)
     probability = np.maximum(policy.content.probability, 1e-30)
     row, _ = deepaa_config.actions(config)
     start = jax.ops.segment_sum(jax.nn.softmax(deepaa_config.initial_logits(config)), row, len(names))
-    proxy = run_folder.read_metrics(task.plan.proxy.folder or folder.path / "proxy")[-1]
+    if task.pretrained[0]:
+        proxy = {"test_accuracy": _test_accuracy(task, state), "seconds": 0.0}
+    else:
+        proxy = run_folder.read_metrics(task.plan.proxy.folder or folder.path / "proxy")[-1]
     summary = {
         "layers": [dict(zip(names, layer.tolist())) for layer in layers],
         "perplexity": np.exp(-np.sum(probability * np.log(probability), axis=1)),

@@ -1,7 +1,7 @@
 """Whether the policy that a search found is worth using: short trainings that end in a recommendation.
 
     none    no augmentation at all
-    base    crop, flip and cutout of the flags; left out if the flags have none
+    base    crop, flip, colour jitter, lighting and cutout of the flags; left out if the flags have none
     found   base and the policy that was found
     random  base and a random policy of the same search space, for comparison only
     NAME    base and another policy, one row each
@@ -34,7 +34,8 @@ from experiments.methods.method import Settings, Task
 from experiments.runs import devices, named_policy, run_folder, train_run, welch
 
 ROWS = ("none", "base", "found", "random")
-_NO_BASE = {"crop_padding": 0, "flip": False, "cutout_length": 0}
+_COLORS = {"color_jitter": 0.0, "lighting": 0.0}
+_NO_BASE = {"crop_padding": 0, "flip": False, "cutout_length": 0, **_COLORS}
 _NUM_SEEDS = 3
 _LARGEST_P = 0.05
 _BATCH_SIZE, _TEST_BATCH = 32, 500
@@ -163,6 +164,7 @@ def _train(task, path, name, policy, seed, test, is_right):
         recipe=flags,
         mesh=task.mesh,
         label=f"judge {name}",
+        pretrained=task.pretrained,
     )
     list(train_run.run(training, folders))
     network, network_config = task.model
@@ -255,6 +257,7 @@ def report(task: Task, path: pathlib.Path, verdict: dict[str, Any]) -> str:
     base = _NO_BASE if name == "none" else task.judge.base
     flags = [f"--crop_padding={base['crop_padding']}", "--flip" if base["flip"] else "--noflip"]
     flags += [f"--cutout_length={base['cutout_length']}"]
+    flags += [f"--{name}={base[name]:g}" for name in _COLORS if base[name]]
     if name not in ("none", "base"):
         flags = [
             f"--policy={path / 'recommended.json'}",

@@ -32,6 +32,7 @@ class Task(NamedTuple):
     measure_cost: bool = False
     judge: Any = None  # judge.Plan; None without --judge
     mesh: jax.sharding.Mesh | None = None  # the devices that share every batch, from `devices.mesh`
+    pretrained: tuple[Any, Any] = ({}, {})  # as of `train_run.Task`
 
 
 class Steps(Protocol):

@@ -104,7 +104,8 @@ def start(task: Any, seed: int, folder: Any, done: int) -> tuple[Any, jax.Array]
     del folder, done
     model_key, search_key, data_key = jax.random.split(jax.random.key(seed), 3)
     network, network_config = task.model
-    params, batch_stats = network.init(model_key, network_config)
+    drawn = network.init(model_key, network_config)
+    params, batch_stats = (tree | given for tree, given in zip(drawn, task.pretrained))
     return task.method.library.init(search_key, task.config, params, batch_stats), data_key
 
 

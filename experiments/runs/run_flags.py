@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from absl import flags
 
+from dada import augment
 from experiments.data import datasets
 from experiments.runs import command_line, compilation_cache, devices
 
@@ -18,7 +20,7 @@ NOT_RECIPE = (
     *("run_dir", "resume", "seed", "num_seeds", "data_dir", "download", "smoke", "measure_cost"),
     *("compilation_cache_dir", "num_devices"),
 )
-_PATHS = ("run_dir", "dataset", "data_dir", "valid_dataset", "policy", "proxy")
+_PATHS = ("run_dir", "dataset", "data_dir", "valid_dataset", "policy", "pretrained", "proxy")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -47,6 +49,8 @@ def define(values: flags.FlagValues) -> None:
     add.string("planted_op", None, about)
 
     add.string("model", "wrn_40_2", "Network, for example wrn_40_2.")
+    about = "Weights to start from, named as in torchvision, .safetensors or .npz; normalises as ImageNet."
+    add.string("pretrained", None, about)
     add.integer("epochs", None, "Passes over the training images.", 1, MAX_EPOCHS)
     add.integer("batch_size", 128, "Training images per step.", 2)
     add.float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
@@ -55,6 +59,10 @@ def define(values: flags.FlagValues) -> None:
     add.integer("crop_padding", 4, "Random crop with this padding; 0 for none.", 0, _MAX_SIDE)
     add.bool("flip", True, "Random horizontal flip.")
     add.integer("cutout_length", 16, "Side of the cutout after the policy; 0 for none.", 0, _MAX_SIDE)
+    about = "Random brightness, contrast and colour: factors from 1 minus to 1 plus this; 0 for none."
+    add.float("color_jitter", 0.0, about, 0.0, 1.0)
+    about = "Random colour cast along ImageNet's principal components, its deviation; 0 for none."
+    add.float("lighting", 0.0, about, lower_bound=0.0)
 
 
 def as_dict(values: flags.FlagValues) -> dict[str, Any]:
@@ -77,10 +85,17 @@ def given_in_vain(values: flags.FlagValues, unread: Iterable[str]) -> list[str]:
 
 
 def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
-    """The data set that resolved flags say; raises as `datasets.load`."""
+    """The data set that resolved flags say, with ImageNet's statistics for pretrained weights.
+
+    Raises: as `datasets.load`.
+    """
     names = ("dataset", "data_dir", "download", "image_size")
-    exif_orientation = settings["exif_orientation"]
-    return datasets.load(*(settings[name] for name in names), settings.get("valid_dataset"), exif_orientation)
+    exif_orientation, valid = settings["exif_orientation"], settings.get("valid_dataset")
+    dataset = datasets.load(*(settings[name] for name in names), valid, exif_orientation)
+    if settings["pretrained"] is None:
+        return dataset
+    mean, std = (np.array(values, np.float32) for values in (augment.IMAGENET_MEAN, augment.IMAGENET_STD))
+    return dataset._replace(mean=mean, std=std)
 
 
 def _flags(values):

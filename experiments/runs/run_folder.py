@@ -53,7 +53,7 @@ FREE_FLAGS = (
     *("resume", "run_dir", "max_steps", "measure_cost"),
     *("compilation_cache_dir", "num_devices", "eval_batch_size"),
     *("dataset", "data_dir", "download", "image_size", "exif_orientation", "valid_dataset"),
-    *("policy", "judge_also", "proxy"),
+    *("policy", "judge_also", "pretrained", "proxy"),
 )
 _CHECKPOINTS_KEPT = 2
 _FIRST_FILES = {

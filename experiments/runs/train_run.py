@@ -17,6 +17,9 @@ from dada.training import policy_training, sgd
 from experiments.data import datasets
 from experiments.runs import command_line, compiled_loop, devices, run_folder, seeds
 
+# Top-5 errors are reported from so many classes on.
+TOP_5_CLASSES = 100
+
 
 class Data(NamedTuple):
     """A data set on the device: images uint8 [N, H, W, 3], labels int32 [N]."""
@@ -38,6 +41,7 @@ class Task(NamedTuple):
     recipe: dict[str, Any]  # the flags that say what was trained, for the summary
     mesh: jax.sharding.Mesh | None  # the devices that share every batch, from `devices.mesh`
     label: str | None = None  # before the progress bar
+    pretrained: tuple[Any, Any] = ({}, {})  # what takes the place of drawn parameters and statistics
 
 
 def to_device(dataset: datasets.Dataset) -> Data:
@@ -74,7 +78,8 @@ def _start(task: Task, seed: int) -> tuple[sgd.TrainState, jax.Array]:
     """State and training key of a seed."""
     model_key, train_key = jax.random.split(jax.random.key(seed))
     module, model_config = task.model
-    return sgd.init(*jax.jit(module.init, static_argnums=1)(model_key, model_config)), train_key
+    drawn = jax.jit(module.init, static_argnums=1)(model_key, model_config)
+    return sgd.init(*(tree | given for tree, given in zip(drawn, task.pretrained))), train_key
 
 
 def num_parameters(model: tuple[Any, Any]) -> int:
@@ -179,13 +184,17 @@ def _require_finite(folders, losses, done):
 
 def _line(task, index, of_steps, result):
     """Metrics of an epoch of one seed: training means over its steps, the test at its end."""
-    return {
+    count = len(task.data.test_labels)
+    line = {
         "train_loss": np.mean(of_steps["loss"][index], dtype=np.float64),
         "train_accuracy": np.mean(of_steps["accuracy"][index], dtype=np.float64),
         "test_loss": result["loss"][index],
-        "test_accuracy": int(result["num_right"][index]) / len(task.data.test_labels),
+        "test_accuracy": int(result["num_right"][index]) / count,
         "learning_rate": of_steps["learning_rate"][index, -1],
     }
+    if task.model[1].num_classes >= TOP_5_CLASSES:
+        line["test_top_5_accuracy"] = int(result["num_right_top_5"][index]) / count
+    return line
 
 
 def _finish(task, folder, timing):
@@ -211,9 +220,12 @@ def _finish(task, folder, timing):
 
 def _result(line):
     accuracy, loss = line["test_accuracy"], line["test_loss"]
-    return {
+    result = {
         "epoch": line["epoch"],
         "test_accuracy": accuracy,
         "test_error": 1.0 - accuracy,
         "test_loss": loss,
     }
+    if "test_top_5_accuracy" in line:
+        result["test_top_5_error"] = 1.0 - line["test_top_5_accuracy"]
+    return result
