@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 
 from dada import policies
 from dada.models import wide_resnet
-from dada.training import sgd
+from dada.training import policy_training, sgd
 from experiments import plot, train
 from experiments.data import datasets
 from experiments.runs import command_line, compiled_loop, run_folder
@@ -84,6 +84,20 @@ def test_a_run_leaves_its_folder(finished):
     assert policies.to_json(written) == policies.to_json(policies.load("dada_cifar10"))
     assert (finished / "figures" / "curves.png").stat().st_size > 10_000
     assert json.loads((finished / "environment.json").read_text())["platform"] == "cpu"
+
+
+def test_top_5_errors_are_told_from_100_classes_on(files, finished, monkeypatch, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3)).astype(np.uint8)
+    labels = np.arange(100)
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    np.savez(files / "many.npz", **arrays)
+    small_runs.compile_quickly(monkeypatch)
+    path = run(files, "many", dataset=files / "many.npz", epochs=1, policy="none", eval_batch_size=100)
+    (line,), result = run_folder.read_metrics(path), run_folder.read_summary(path)["last"]
+    assert line["test_accuracy"] <= line["test_top_5_accuracy"] < 0.5
+    assert result["test_top_5_error"] == 1 - line["test_top_5_accuracy"]
+    assert f"top-5 error {100 * result['test_top_5_error']:.2f} %" in capsys.readouterr().out
+    assert "test_top_5_accuracy" not in run_folder.read_metrics(finished)[0]
 
 
 def test_plot_draws_the_same_figure_again(finished, capsys):
@@ -186,7 +200,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(files):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_are_read_and_say_what_they_reproduce(path, files):
+def test_recipes_are_read_and_say_what_they_reproduce(path, files, monkeypatch):
+    monkeypatch.chdir(small_runs.ROOT)  # a recipe names another
     text = path.read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert "Hours and hardware" in header[-1] and len(header) >= 3
@@ -194,6 +209,30 @@ def test_recipes_are_read_and_say_what_they_reproduce(path, files):
     resolved = train.resolve(given)
     task = train.task_of(resolved, train.datasets.load(resolved["dataset"]))
     assert task.config.num_epochs == int(text.split("--epochs=")[1].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rates"),
+    [
+        ("resnet_50_dada", {0: 0.2, 1: 0.2667, 3: 0.4, 92: 0.4, 93: 0.04, 183: 0.004, 243: 0.0004}),
+        ("resnet_50_ddas", {0: 0.2, 89: 0.2, 90: 0.02, 180: 0.002, 240: 0.0002}),
+        ("resnet_200_ddas", {0: 0.05, 3: 0.1, 92: 0.1, 93: 0.01}),
+        ("resnet_50_trivialaugment", {0: 0.2, 3: 0.8, 92: 0.8, 93: 0.08}),
+        ("resnet_50_randaugment", {0: 0.2, 3: 0.8, 93: 0.08}),
+        ("resnet_50_fast_autoaugment", {0: 0.1, 3: 0.2, 93: 0.02}),
+        ("resnet_50_deepaa", {0: 0.1, 5: 0.8, 94: 0.8, 95: 0.08, 185: 0.008, 245: 0.0008}),
+    ],
+)
+def test_rates_of_the_imagenet_recipes_are_those_of_the_papers(recipe, rates, files, monkeypatch):
+    monkeypatch.chdir(small_runs.ROOT)  # a recipe names another
+    path = small_runs.ROOT / "experiments" / "flags" / f"train_imagenet_{recipe}.flags"
+    resolved = train.resolve([f"--flagfile={path}", "--batch_size=4", "--num_devices=1"])
+    assert recipe.startswith(resolved["model"]) and resolved["clip_norm"] == 0
+    assert resolved["weight_decay"] == 1e-4 and resolved["decay_batch_norm"] == ("deepaa" not in recipe)
+    task = train.task_of({**resolved, "model": "wrn_10_1"}, datasets.load(str(files / "tiny.npz")))
+    for epoch, rate in rates.items():
+        found = policy_training.learning_rate(task.config, epoch * task.config.steps_per_epoch)
+        np.testing.assert_allclose(found, rate, rtol=1e-3)
 
 
 def test_smoke_takes_two_steps_and_writes_nothing(files, capsys):
