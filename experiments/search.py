@@ -28,7 +28,16 @@ from experiments.data import datasets, planting
 from experiments.figures import finished_run, verdict_figure
 from experiments.methods import dada_method, ddas_method, deepaa_method, judge, search_loop, search_run
 from experiments.methods.method import Method, Task, config_fields
-from experiments.runs import command_line, contents, devices, named_policy, pretrained, run_flags, run_folder, seeds
+from experiments.runs import (
+    command_line,
+    contents,
+    devices,
+    named_policy,
+    pretrained,
+    run_flags,
+    run_folder,
+    seeds,
+)
 from experiments.summaries import seed_agreement
 
 METHODS = {"dada": dada_method, "ddas": ddas_method, "deepaa": deepaa_method}
