@@ -173,8 +173,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     for flag in method.divided:
         devices.check_batch(flag, sizes.get(flag, settings[flag]), mesh)
     size = dataset.train_images.shape[1:3]
-    if size[0] != size[1] and "Rotate90" in [row.name for row in space.rows]:
-        raise ValueError(f"search space: Rotate90 needs square images, got {size[0]} x {size[1]}")
+    named_policy.check_ops(space, size, f"search space {space.name!r}")
     network, network_config = models.by_name(settings["model"], dataset.num_classes, max(size))
     jax.eval_shape(lambda: network.init(jax.random.key(0), network_config))  # refuses a wrong depth
     weights = pretrained.load(

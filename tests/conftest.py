@@ -10,7 +10,7 @@ import jax
 import pytest
 
 # Where pixels are compared, the compiler must do all that it does to users.
-OPTIMIZED = ("color_test", "spatial_test", "augment_test", "ops_table_test", "verify_ops_test")
+OPTIMIZED = ("color_test", "spatial_test", "augment_test", "ops_table_test", "verify_ops_test", "boxes_test")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -134,6 +134,17 @@ BAD = {  # by name: command, flags, words
         f"--method=ddas --judge --exclude_ops={all_ops('ddas', 'Invert')}",
         "--judge trains with random pairs of ops, got a search space of one op",
     ),
+    "boxes": (
+        search,
+        "--search_space=autoaugment_detection",
+        "search space 'autoaugment_detection': SolarizeAdd needs images with boxes, got images with labels",
+    ),
+    "boxes of one op": (search, "--extra_ops=Flip_Only_BBoxes", "Flip_Only_BBoxes needs images with boxes"),
+    "boxes of a policy": (
+        train,
+        "--policy=autoaugment_detection_v0",
+        "--policy=autoaugment_detection_v0: SolarizeAdd needs images with boxes",
+    ),
     "Identity": (search, "--method=deepaa --exclude_ops=Identity", "without Identity, which every layer"),
     "planted": (
         search,

@@ -11,14 +11,22 @@ from .base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     base_augment,
+    base_augment_with_boxes,
     normalize,
     random_color_jitter,
     random_crop,
     random_cutout,
     random_flip,
+    random_flip_with_boxes,
     random_lighting,
+    random_scale_with_boxes,
 )
-from .draws import apply_draws, apply_draws_differentiable
+from .draws import (
+    apply_draws,
+    apply_draws_differentiable,
+    apply_draws_with_boxes,
+    apply_draws_with_boxes_differentiable,
+)
 from .sampling import NOISE_SIZE, assemble_draws, random_centers, random_signs, sample
 
 __all__ = [
@@ -29,15 +37,20 @@ __all__ = [
     "NOISE_SIZE",
     "apply_draws",
     "apply_draws_differentiable",
+    "apply_draws_with_boxes",
+    "apply_draws_with_boxes_differentiable",
     "assemble_draws",
     "base_augment",
+    "base_augment_with_boxes",
     "normalize",
     "random_centers",
     "random_color_jitter",
     "random_crop",
     "random_cutout",
     "random_flip",
+    "random_flip_with_boxes",
     "random_lighting",
+    "random_scale_with_boxes",
     "random_signs",
     "sample",
 ]

@@ -4,6 +4,8 @@ Those that are called `random_` take a typed key, consumed, and images [B, H, W,
 but for what they say. They raise TypeError where the key is not typed, and ValueError for more than one key,
 images of another rank or a number out of range. With `axis_name`, a mapped axis over which the batch is
 divided, they draw for the whole batch and use the part of this device, with the same key on all devices.
+
+The functions ending in `_with_boxes` take and return boxes and valid, as `draws` has them, with the images.
 """
 
 import functools
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import ops
+from ..ops import boxes as box_ops
 from . import draws, image_keys
 
 # Of images in [0, 1], as the papers have them; the deviation is the mean of the deviations of single images.
@@ -71,12 +74,7 @@ def base_augment(
     """
     if policy_position not in POSITIONS:
         raise ValueError(f"policy_position: got {policy_position!r}, expected one of {', '.join(POSITIONS)}")
-
-    def random(function, key, images):
-        if key.ndim:
-            return image_keys.each_image(function)(key, images)
-        return function(key, images, axis_name=axis_name)
-
+    random = functools.partial(_randomly, axis_name)
     if policy_position == "first":
         images = policy(images)
     if settings.crop_padding:
@@ -97,6 +95,55 @@ def base_augment(
     if settings.cutout_length:
         images = random(functools.partial(random_cutout, length=settings.cutout_length), keys.cutout, images)
     return images
+
+
+class BaseSettingsWithBoxes(Protocol):
+    """Fields of a Config that `base_augment_with_boxes` reads."""
+
+    flip: bool
+    scales: tuple[float, float]  # smallest and largest factor; (1, 1) for no change
+    mean: tuple[float, float, float]  # per channel, of images in [0, 1]
+    std: tuple[float, float, float]
+
+
+def base_augment_with_boxes(
+    keys: Any,
+    settings: BaseSettingsWithBoxes,
+    images: jax.Array,
+    boxes: jax.Array,
+    valid: jax.Array,
+    policy: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
+    *,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Policy, flip, normalise, scale: the order of Zoph et al., for detection.
+
+    Args:
+      keys: has the typed keys `flip` and `crop`, the scale's: [] or [B], as in `base_augment`.
+      settings: what is done.
+      images: uint8 [B, H, W, 3].
+      boxes: float32 [B, N, 4].
+      valid: bool [B, N].
+      policy: maps images, boxes and valid to the same, images uint8 or float32 in [0, 1].
+      axis_name: as in `base_augment`.
+    Returns:
+      Images float32 [B, H, W, 3], normalised; boxes and valid. Gradient: images to what `policy` depends on.
+    """
+    random = functools.partial(_randomly, axis_name)
+    images, boxes, valid = policy(images, boxes, valid)
+    if settings.flip:
+        images, boxes, valid = random(random_flip_with_boxes, keys.flip, images, boxes, valid)
+    images = normalize(images, settings.mean, settings.std)
+    if settings.scales != (1, 1):
+        scale = functools.partial(random_scale_with_boxes, scales=settings.scales)
+        images, boxes, valid = random(scale, keys.crop, images, boxes, valid)
+    return images, boxes, valid
+
+
+def _randomly(axis_name, function, key, *batch):
+    if key.ndim:
+        return image_keys.each_image(function)(key, *batch)
+    return function(key, *batch, axis_name=axis_name)
 
 
 def normalize(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
@@ -148,8 +195,67 @@ def random_crop(
 
 def random_flip(key: jax.Array, images: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Mirrors every image left to right with probability one half; see the head of the file."""
-    mirrored = _draw(key, images, axis_name, lambda whole: jax.random.bernoulli(key, 0.5, (whole, 1, 1, 1)))
-    return jnp.where(mirrored, images[:, :, ::-1], images)
+    return jnp.where(_mirrored(key, images, axis_name), images[:, :, ::-1], images)
+
+
+def random_flip_with_boxes(
+    key: jax.Array, images: jax.Array, boxes: jax.Array, valid: jax.Array, *, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`random_flip` and the same of the boxes; see the head of the file."""
+    mirrored = _mirrored(key, images, axis_name)
+    images = jnp.where(mirrored, images[:, :, ::-1], images)
+    is_mirrored = mirrored[:, 0, 0, 0].astype(jnp.float32)
+    across, constant = 1 - 2 * is_mirrored, is_mirrored * images.shape[2]
+    return images, *_transform(images, boxes, valid, ((across, 0, constant), (0, 1, 0)))
+
+
+def random_scale_with_boxes(
+    key: jax.Array,
+    images: jax.Array,
+    boxes: jax.Array,
+    valid: jax.Array,
+    scales: tuple[float, float],
+    *,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scales every image bilinearly by a uniform factor; the size stays.
+
+    What is larger is cropped at a uniform place, in whole pixels; what is smaller lies at the top left, with
+    zeros beside and below it. After normalisation zero is the mean colour.
+
+    Args: see the head of the file, with floating images, and
+      scales: smallest and largest factor, positive.
+    Reference: Zoph et al. 2020, 0.8 to 1.2, in its code; there the scaled image has whole pixels.
+    """
+    low, high = scales
+    if not 0 < low <= high:
+        raise ValueError(f"scales: got {scales}, expected 0 < smallest <= largest")
+    noise = _draw(key, images, axis_name, lambda whole: jax.random.uniform(key, (whole, 3)))
+    factor = low + noise[:, 0] * (high - low)
+    spare = jnp.maximum((factor[:, None] - 1.0) * np.array(images.shape[1:3]), 0.0)
+    corner = jnp.floor(noise[:, 1:] * spare)
+
+    def scaled(image, factor, corner):
+        factors = jnp.stack([factor, factor])
+        return jax.image.scale_and_translate(
+            image, image.shape, (0, 1), factors, -corner, "linear", antialias=False
+        )
+
+    images = jax.vmap(scaled)(images, factor, corner)
+    point_map = (factor, 0, -corner[:, 1]), (0, factor, -corner[:, 0])
+    return images, *_transform(images, boxes, valid, point_map)
+
+
+def _transform(images, boxes, valid, point_map):
+    """The boxes of all images; numbers of the map are [B] or the same for all."""
+    move = functools.partial(box_ops.transform, image_size=images.shape[1:3])
+    axes = jax.tree.map(lambda number: 0 if np.ndim(number) else None, point_map)
+    return jax.vmap(move, (0, 0, axes))(boxes, valid, point_map)
+
+
+def _mirrored(key, images, axis_name):
+    """Whether to mirror each image, bool [B, 1, 1, 1]."""
+    return _draw(key, images, axis_name, lambda whole: jax.random.bernoulli(key, 0.5, (whole, 1, 1, 1)))
 
 
 def random_color_jitter(

@@ -4,6 +4,11 @@ Contract: pure functions that can be traced. `apply_draws` is the fast path of t
 uint8; `apply_draws_differentiable` gives the same pixels as float32 and carries gradients to the
 values of the draws, for searches. B images, K ops per image, applied in the order 0 .. K - 1.
 
+The two names with `_with_boxes` do the same for images with boxes, from the same draws. Boxes are float32
+[B, N, 4], (x min, y min, x max, y max) in pixels, edges: (0, 0, W, H) is the image. Valid is bool [B, N];
+what other slots hold changes nothing, and they return 0. After every op a box is what encloses the moved one,
+clipped at the image; one that has no area then is not valid any more.
+
 Under `jit` with images divided over devices both give the pixels of one device; inside `shard_map` or `pmap`,
 `apply_draws` moves nothing between devices.
 """
@@ -28,26 +33,84 @@ def apply_draws(images: jax.Array, draws: Draws, *, op_ids: tuple[int, ...] | No
     Args:
       images: uint8 [B, H, W, 3]; grey images as three equal channels. H * W <= 2**22, H + W < 2**14.
       draws: op int [B, K], value float [B, K], center float [B, K, 2].
-      op_ids: static; the op ids that draws may hold, None for all; an op that is not among them may do
-        nothing. On an accelerator every image pays for all of them: pass `ops.op_ids(space)`.
+      op_ids: static; the op ids that draws may hold, None for all that need no boxes; an op that is not
+        among them may do nothing. On an accelerator every image pays for all of them: pass
+        `ops.op_ids(space)`.
     Returns:
       uint8 [B, H, W, 3].
     Raises:
       TypeError: images are not uint8, or a draw has the wrong kind of number.
+      ValueError: shapes do not fit, or an op of `ops.BOX_OPS` is among op_ids.
+    """
+    draws = _checked(images, draws)
+    op_ids = tuple(range(len(ops.ALL_OPS) - len(ops.BOX_OPS))) if op_ids is None else tuple(op_ids)
+    need_boxes = [ops.ALL_OPS[op] for op in op_ids if ops.ALL_OPS[op] in ops.BOX_OPS]
+    if need_boxes:
+        raise ValueError(f"op_ids: got {', '.join(need_boxes)}, which apply_draws_with_boxes applies")
+    return fast_path.apply(images, *draws, op_ids)
+
+
+def apply_draws_with_boxes(
+    images: jax.Array,
+    boxes: jax.Array,
+    valid: jax.Array,
+    draws: Draws,
+    *,
+    op_ids: tuple[int, ...] | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Applies to every image and its boxes its own K ops: the pixels of `ops.apply_op_with_boxes`.
+
+    Args:
+      images: uint8 [B, H, W, 3], as in `apply_draws`.
+      boxes: float32 [B, N, 4].
+      valid: bool [B, N].
+      draws: as in `apply_draws`; ops inside boxes draw from the bits of the centre (`ops.boxes`).
+      op_ids: static, as in `apply_draws`, None for all; an op that is not among them does nothing.
+    Returns:
+      Images, boxes and valid of the same shapes and dtypes.
+    Raises:
+      TypeError: an array has the wrong kind of number.
       ValueError: shapes do not fit.
     """
-    _check_images("images", images, (jnp.uint8,), "uint8")
-    height, width = images.shape[1:3]
-    if height * width > 2**22 or height + width >= 2**14:
-        raise ValueError(f"images: got shape {images.shape}, expected H * W <= {2**22} and H + W < {2**14}")
-    _check_draws(draws, images.shape[0])
-    return fast_path.apply(
-        images,
-        draws.op.astype(jnp.int32),
-        draws.value.astype(jnp.float32),
-        draws.center.astype(jnp.float32),
-        tuple(range(len(ops.ALL_OPS))) if op_ids is None else tuple(op_ids),
-    )
+    draws = _checked(images, draws)
+    _check_boxes(boxes, valid, images.shape[0])
+    op_ids = tuple(sorted({0, *(range(len(ops.ALL_OPS)) if op_ids is None else op_ids)}))
+    names = [ops.ALL_OPS[op] for op in op_ids]
+    branches = [functools.partial(_complete, name) for name in names]
+    fills_grey = np.array([name.endswith("_BBox") for name in names])
+    # Moves as the op does, black where that one is grey; an op without a twin is unknown to `fast_path`.
+    twins = np.array([ops.ALL_OPS.index(name.removesuffix("_BBox")) for name in names], np.int32)
+
+    def slot(state, draw):
+        images, boxes, valid = state
+        branch, value, center = draw
+        # What is grey before and after is black in between.
+        exchange = jnp.where(jnp.asarray(fills_grey)[branch], jnp.uint8(128), 0)[:, None, None, None]
+        single = (leaf[:, None] for leaf in (jnp.asarray(twins)[branch], value, center))
+        images = fast_path.apply(images ^ exchange, *single, tuple(twins.tolist())) ^ exchange
+        return _each_image(switch, select, (branch, images, boxes, valid, value, center)), None
+
+    def switch(per_image):
+        branch, *arguments = per_image
+        return jax.lax.switch(branch, branches, *arguments)
+
+    def select(per_image):  # a mapped switch inside shard_map fails: jax refuses its constant arrays
+        branch, *arguments = per_image
+        results = [run(*arguments) for run in branches]
+        return jax.tree.map(lambda *leaves: jax.lax.select_n(branch, *leaves), *results)
+
+    in_order = draws._replace(op=jnp.asarray(_branch_of_op(op_ids))[draws.op])
+    in_order = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), in_order)
+    return jax.lax.scan(slot, (images, boxes, valid), in_order)[0]
+
+
+def _complete(name, image, boxes, valid, value, center):
+    """What one op does besides what `fast_path` has done to the image."""
+    if name not in ops.BOX_OPS or name.endswith("_BBox"):
+        return image, *ops.move_boxes(name, boxes, valid, value, center, image.shape[:2])
+    unit = image.astype(jnp.float32) / 255
+    unit, *moved = ops.apply_op_with_boxes(name, unit, boxes, valid, value, center)
+    return jnp.round(unit * 255).astype(jnp.uint8), *moved
 
 
 def apply_draws_differentiable(images: jax.Array, draws: Draws, op_ids: tuple[int, ...]) -> jax.Array:
@@ -70,43 +133,92 @@ def apply_draws_differentiable(images: jax.Array, draws: Draws, op_ids: tuple[in
       TypeError: images are not float32, or a draw has the wrong kind of number.
       ValueError: shapes do not fit; op_ids without 0, repeated or outside the op table.
     """
-    _check_images("images", images, (jnp.float32,), "float32")
-    _check_draws(draws, images.shape[0])
+
+    def apply_op(name, state, value, center):
+        return (ops.apply_op(name, *state, value, center),)
+
+    return _apply_differentiable(apply_op, ops.OPS, (images,), draws, op_ids)[0]
+
+
+def apply_draws_with_boxes_differentiable(
+    images: jax.Array, boxes: jax.Array, valid: jax.Array, draws: Draws, op_ids: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Applies to every image and its boxes its own K ops, with gradients of the images to the values.
+
+    Args:
+      images: float32 [B, H, W, 3] in [0, 1], holding k/255; constants.
+      boxes: float32 [B, N, 4]; constants.
+      valid: bool [B, N].
+      draws, op_ids: as in `apply_draws_differentiable`.
+    Returns:
+      Images, boxes and valid of the same shapes and dtypes; boxes as of `apply_draws_with_boxes`.
+    Gradient: as of `apply_draws_differentiable`; boxes have none.
+    Raises: as both of these.
+    """
+    _check_boxes(boxes, valid, images.shape[0])
+
+    def apply_op(name, state, value, center):
+        return ops.apply_op_with_boxes(name, *state, value, center)
+
+    known = (*ops.OPS, *ops.BOX_OPS)
+    return _apply_differentiable(apply_op, known, (images, boxes, valid), draws, op_ids)
+
+
+def _apply_differentiable(apply_op, known, state, draws, op_ids):
+    """Chains of ops of a state: images, the first part, and what goes with them."""
+    _check_images("images", state[0], (jnp.float32,), "float32")
+    _check_draws(draws, state[0].shape[0])
     op_ids = tuple(int(op) for op in op_ids)
     if 0 not in op_ids or len(set(op_ids)) < len(op_ids):
         raise ValueError(f"op_ids: got {op_ids}, expected distinct op ids, 0 (Identity) included")
-    if not all(0 <= op < len(ops.OPS) for op in op_ids):
-        raise ValueError(f"op_ids: got {op_ids}, expected ids in [0, {len(ops.OPS)})")
-    branch_of_op = np.full(len(ops.OPS), op_ids.index(0), np.int32)
-    branch_of_op[list(op_ids)] = np.arange(len(op_ids))
-    branches = [
-        lambda image, value, center, name=ops.OPS[op]: ops.apply_op(name, image, value, center)
-        for op in op_ids
-    ]
+    allowed = {ops.ALL_OPS.index(name) for name in known}
+    if not allowed.issuperset(op_ids):
+        raise ValueError(f"op_ids: got {op_ids}, expected ids of {', '.join(known)}")
+    branches = [functools.partial(apply_op, ops.ALL_OPS[op]) for op in op_ids]
 
     def augment_one(per_image):
-        image, branch, value, center = per_image
+        state, branch, value, center = per_image
 
         def chain(value):
-            def step(image, slot):
-                return jax.lax.switch(slot[0], branches, image, *slot[1:]), None
+            def step(state, slot):
+                return jax.lax.switch(slot[0], branches, state, *slot[1:]), None
 
-            return jax.lax.scan(step, image, (branch, value, center))[0]
+            image, *others = jax.lax.scan(step, state, (branch, value, center))[0]
+            return image, others
 
         # One tangent per value; the image itself is computed once.
-        return jax.vmap(lambda tangent: jax.jvp(chain, (value,), (tangent,)), out_axes=(None, 0))(
-            jnp.eye(value.shape[0], dtype=value.dtype)
-        )
+        return jax.vmap(
+            lambda tangent: jax.jvp(chain, (value,), (tangent,), has_aux=True), out_axes=(None, 0, None)
+        )(jnp.eye(value.shape[0], dtype=value.dtype))
 
     value = jax.lax.stop_gradient(draws.value)
-    per_image = (images, jnp.asarray(branch_of_op)[draws.op], value, draws.center)
-    # One image after the other runs only the ops that were drawn, which is right on a CPU.
-    augmented, slopes = jax.lax.stop_gradient(
-        jax.lax.platform_dependent(
-            per_image, cpu=functools.partial(jax.lax.map, augment_one), default=jax.vmap(augment_one)
-        )
-    )
-    return augmented + jnp.einsum("bk...,bk->b...", slopes, draws.value - value)
+    per_image = (state, jnp.asarray(_branch_of_op(op_ids))[draws.op], value, draws.center)
+    augmented, slopes, others = jax.lax.stop_gradient(_each_image(augment_one, augment_one, per_image))
+    return augmented + jnp.einsum("bk...,bk->b...", slopes, draws.value - value), *others
+
+
+def _branch_of_op(op_ids):
+    """The index in op_ids of every op id, int32 [number of ops]; that of Identity where there is none."""
+    branch = np.full(len(ops.ALL_OPS), op_ids.index(0), np.int32)
+    branch[list(op_ids)] = np.arange(len(op_ids))
+    return branch
+
+
+def _each_image(alone, mapped, per_image):
+    """`alone` for one image after the other, which runs only the ops that were drawn, on a CPU."""
+    each = {"cpu": functools.partial(jax.lax.map, alone), "default": jax.vmap(mapped)}
+    return jax.lax.platform_dependent(per_image, **each)
+
+
+def _checked(images, draws):
+    """The draws in the dtypes of `fast_path`."""
+    _check_images("images", images, (jnp.uint8,), "uint8")
+    height, width = images.shape[1:3]
+    if height * width > 2**22 or height + width >= 2**14:
+        raise ValueError(f"images: got shape {images.shape}, expected H * W <= {2**22} and H + W < {2**14}")
+    _check_draws(draws, images.shape[0])
+    op, value, center = draws
+    return Draws(op.astype(jnp.int32), value.astype(jnp.float32), center.astype(jnp.float32))
 
 
 def _check_images(name, images, dtypes, expected):
@@ -114,6 +226,17 @@ def _check_images(name, images, dtypes, expected):
         raise TypeError(f"{name}: got dtype {images.dtype}, expected {expected}")
     if images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"{name}: got shape {images.shape}, expected [B, H, W, 3]")
+
+
+def _check_boxes(boxes, valid, batch):
+    for name, array, dtype in (("boxes", boxes, jnp.float32), ("valid", valid, jnp.bool_)):
+        if array.dtype != dtype:
+            raise TypeError(f"{name}: got dtype {array.dtype}, expected {dtype.__name__}")
+    if valid.ndim != 2 or len(valid) != batch or boxes.shape != (*valid.shape, 4):
+        raise ValueError(
+            f"boxes and valid: got shapes {boxes.shape} and {valid.shape}, expected [{batch}, N, 4] and "
+            f"[{batch}, N]"
+        )
 
 
 def _check_draws(draws, batch):

@@ -50,5 +50,9 @@ def own_part(tree: Any, axis_name: str | None = None) -> Any:
 
 
 def each_image(function: Callable) -> Callable:
-    """Maps a batched augmentation (key, [1, H, W, 3]) over images with a key each."""
-    return jax.vmap(lambda key, image: function(key, image[None])[0])
+    """Maps a batched augmentation (key, [1, H, W, 3], ...) over images with a key each."""
+
+    def one(key, *image):
+        return jax.tree.map(lambda leaf: leaf[0], function(key, *(leaf[None] for leaf in image)))
+
+    return jax.vmap(one)

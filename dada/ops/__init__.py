@@ -1,11 +1,13 @@
 """Image ops: forward equal to Pillow on every 8-bit pixel, a declared gradient backward.
 
 `color`, `spatial` and `crop` hold the ops, each of one image and one physical value (contract: `one_image`);
-`table` gives them names, ranges and search spaces. Needs jax and numpy; copy the folder alone.
+`boxes` holds those of images with boxes, and how boxes move. `table` gives all of them names, ranges and
+search spaces. Needs jax and numpy; copy the folder alone.
 """
 
 from .table import (
     ALL_OPS,
+    BOX_OPS,
     OPS,
     RANDOM_OPS,
     SPACE_NAMES,
@@ -13,7 +15,9 @@ from .table import (
     OpRow,
     SearchSpace,
     apply_op,
+    apply_op_with_boxes,
     level_to_value,
+    move_boxes,
     op_ids,
     random_ops,
     row_op_ids,
@@ -23,6 +27,7 @@ from .table import (
 
 __all__ = [
     "ALL_OPS",
+    "BOX_OPS",
     "OPS",
     "RANDOM_OPS",
     "SPACE_NAMES",
@@ -30,7 +35,9 @@ __all__ = [
     "OpRow",
     "SearchSpace",
     "apply_op",
+    "apply_op_with_boxes",
     "level_to_value",
+    "move_boxes",
     "op_ids",
     "random_ops",
     "row_op_ids",

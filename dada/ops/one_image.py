@@ -22,12 +22,18 @@ Scalar = jax.typing.ArrayLike  # real, []
 Pair = jax.typing.ArrayLike  # real [2], along rows and columns, in pixels
 
 
+def with_tangent_of(soft: Callable[..., Image], hard: Callable[..., Image]) -> Callable[..., Image]:
+    """`hard` with the tangent of `soft`, which takes the same arguments, arrays or trees of them."""
+    core = jax.custom_jvp(hard)
+    core.defjvp(lambda primals, tangents: (core(*primals), jax.jvp(soft, primals, tangents)[1]))
+    return core
+
+
 def straight_through(soft: Callable[..., Image]) -> Callable[[Callable[..., Image]], Callable[..., Image]]:
     """Gives an op the tangent of `soft`, which takes the same arguments, and checks these (`checked`)."""
 
     def decorate(hard):
-        core = jax.custom_jvp(hard)
-        core.defjvp(lambda primals, tangents: (core(*primals), jax.jvp(soft, primals, tangents)[1]))
+        core = with_tangent_of(soft, hard)
         signature = inspect.signature(hard)
 
         @functools.wraps(hard)

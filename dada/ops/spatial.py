@@ -17,6 +17,8 @@ Compilers. XLA may contract `a * b - c` into one rounding where an argument is i
 Values are clipped to their domain first, so they get rounded, and fused results are the eager ones.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,22 @@ def round_half_up(value):
     return (whole + (value >= whole + 0.5)).astype(jnp.int32)
 
 
-def _gather(image, rows, columns):
+class Frame(NamedTuple):
+    """The rectangle that a geometric op moves, and where in it every pixel of the image lies."""
+
+    rows: jax.Array  # int32, broadcast to [H, W], from the first row of the rectangle
+    columns: jax.Array
+    height: jax.typing.ArrayLike  # int, of the rectangle; broadcast to [H, W], too
+    width: jax.typing.ArrayLike
+
+
+def whole(image):
+    """The frame of the image itself: rows [H, 1] and columns [1, W]."""
+    height, width, _ = image.shape
+    return Frame(jnp.arange(height)[:, None], jnp.arange(width)[None, :], height, width)
+
+
+def gather(image, rows, columns):
     """Pixels of an image at whole positions `[H, W]`, black outside."""
     height, width, channels = image.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -55,12 +72,7 @@ def _gather(image, rows, columns):
     return jnp.where(inside[..., None], pixels, 0.0)
 
 
-def _grid(image):
-    """Row and column numbers, int32 `[H, 1]` and `[1, W]`."""
-    return jnp.arange(image.shape[0])[:, None], jnp.arange(image.shape[1])[None, :]
-
-
-def _sample(image, rows, columns, motions):
+def sample(image, rows, columns, motions):
     """Pixels at whole positions `[H, W]`, as smooth functions of motions about them.
 
     `motions` are pairs of an image axis and the real source position along it: only its tangent
@@ -69,41 +81,44 @@ def _sample(image, rows, columns, motions):
     padded = jnp.pad(image, ((2, 2), (2, 2), (0, 0)))
     slopes = [0.5 * (jnp.roll(padded, -1, axis) - jnp.roll(padded, 1, axis)) for axis, _ in motions]
     stacked = jnp.concatenate([padded, *slopes], axis=-1)[1:-1, 1:-1]
-    pixels, *slopes = jnp.split(_gather(stacked, rows + 1, columns + 1), 1 + len(motions), axis=-1)
+    pixels, *slopes = jnp.split(gather(stacked, rows + 1, columns + 1), 1 + len(motions), axis=-1)
     for slope, (_, position) in zip(slopes, motions):
         pixels += slope * (position - jax.lax.stop_gradient(position))[..., None]
     return pixels
+
+
+# A source maps a frame and a value to what every pixel reads: rows and columns of the frame, and the motions
+# about them (`sample`).
+
+
+def _hard(source, image, value):
+    return gather(image, *source(whole(image), value)[:2])
+
+
+def _soft(source):
+    return lambda image, value: sample(image, *source(whole(image), value))
 
 
 def _transposed(image):
     return jnp.swapaxes(checked("image", image), 0, 1)
 
 
-def _shear_positions(image, shear):
-    rows, columns = _grid(image)
-    bound = 32767.0 / image.shape[0]
-    shear = jnp.clip(shear, -bound, bound)
-    offset = 32768 + round_half_up(shear * 32768.0)
-    return rows, columns + ((offset + round_half_up(shear * 65536.0) * rows) >> 16)
+def shear_source(frame, shear):
+    """The source of `shear_x`."""
+    bound = 32767.0 / frame.height
+    clipped = jnp.clip(shear, -bound, bound)
+    offset = 32768 + round_half_up(clipped * 32768.0)
+    columns = frame.columns + ((offset + round_half_up(clipped * 65536.0) * frame.rows) >> 16)
+    return frame.rows, columns, [(1, shear * (frame.rows + 0.5))]
 
 
-def _soft_shear(image, shear):
-    rows, columns = _shear_positions(image, shear)
-    return _sample(image, rows, columns, [(1, shear * (rows + 0.5))])
+def translate_source(frame, pixels):
+    """The source of `translate_x`."""
+    bound = frame.width + 1.0
+    return frame.rows, frame.columns + round_half_up(jnp.clip(pixels, -bound, bound)), [(1, pixels)]
 
 
-def _translate_positions(image, pixels):
-    rows, columns = _grid(image)
-    bound = image.shape[1] + 1.0
-    return rows, columns + round_half_up(jnp.clip(pixels, -bound, bound))
-
-
-def _soft_translate(image, pixels):
-    rows, columns = _translate_positions(image, pixels)
-    return _sample(image, rows, columns, [(1, pixels)])
-
-
-@straight_through(_soft_shear)
+@straight_through(_soft(shear_source))
 def shear_x(image: Image, shear: Scalar) -> Image:
     """Shears rows about the top left corner: source column = floor(x + 1/2 + shear (y + 1/2)).
 
@@ -111,7 +126,7 @@ def shear_x(image: Image, shear: Scalar) -> Image:
         shear: real scalar, columns per row, |shear| H < 32768.
     Gradient: bilinear about the pixels read (module docstring); the source column moves by y + 1/2.
     """
-    return _gather(image, *_shear_positions(image, shear))
+    return _hard(shear_source, image, shear)
 
 
 def shear_y(image: Image, shear: Scalar) -> Image:
@@ -124,7 +139,7 @@ def shear_y(image: Image, shear: Scalar) -> Image:
     return jnp.swapaxes(shear_x(_transposed(image), shear), 0, 1)
 
 
-@straight_through(_soft_translate)
+@straight_through(_soft(translate_source))
 def translate_x(image: Image, pixels: Scalar) -> Image:
     """Moves the image to the left by floor(pixels + 1/2) columns.
 
@@ -132,7 +147,7 @@ def translate_x(image: Image, pixels: Scalar) -> Image:
         pixels: real scalar; negative moves to the right.
     Gradient: bilinear about the pixels read (module docstring); the source column moves by 1.
     """
-    return _gather(image, *_translate_positions(image, pixels))
+    return _hard(translate_source, image, pixels)
 
 
 def translate_y(image: Image, pixels: Scalar) -> Image:
@@ -189,25 +204,21 @@ def rotation_coefficients(degrees, height, width):
     )
 
 
-def _rotate_positions(image, degrees):
-    rows, columns = _grid(image)
-    cosine, sine, minus_sine, row, column = rotation_coefficients(degrees, image.shape[0], image.shape[1])
+def rotate_source(frame, degrees):
+    """The source of `rotate`."""
+    rows, columns, height, width = frame
+    cosine, sine, minus_sine, row, column = rotation_coefficients(degrees, height, width)
+    y, x = rows - 0.5 * (height - 1), columns - 0.5 * (width - 1)
+    radians = degrees * np.float32(np.pi / 180)
+    real_cosine, real_sine = jnp.cos(radians), jnp.sin(radians)
     return (
         (row + sine * columns + cosine * rows) >> 16,
         (column + cosine * columns + minus_sine * rows) >> 16,
+        [(0, real_sine * x + real_cosine * y), (1, real_cosine * x - real_sine * y)],
     )
 
 
-def _soft_rotate(image, degrees):
-    y, x = _grid(image)
-    y, x = y - 0.5 * (image.shape[0] - 1), x - 0.5 * (image.shape[1] - 1)
-    radians = degrees * np.float32(np.pi / 180)
-    cosine, sine = jnp.cos(radians), jnp.sin(radians)
-    motions = [(0, sine * x + cosine * y), (1, cosine * x - sine * y)]
-    return _sample(image, *_rotate_positions(image, degrees), motions)
-
-
-@straight_through(_soft_rotate)
+@straight_through(_soft(rotate_source))
 def rotate(image: Image, degrees: Scalar) -> Image:
     """Turns the image counter-clockwise about its centre, in its frame (`Image.rotate`).
 
@@ -216,7 +227,7 @@ def rotate(image: Image, degrees: Scalar) -> Image:
         degrees: real scalar, |degrees| <= 1e5.
     Gradient: bilinear about the pixels read (module docstring); the source turns about the centre.
     """
-    return _gather(image, *_rotate_positions(image, degrees))
+    return _hard(rotate_source, image, degrees)
 
 
 def flip_lr(image: Image) -> Image:

@@ -25,12 +25,20 @@ Spaces:
                       magnitude m of the paper is level m / 32, so that float32 holds it exactly.
     ddas_imagenet     20 ops of DDAS on ImageNet: Cutout besides. ddas_68 has the same rows.
     ddas_sanity       the ops of ddas with Rotate90 in the place of Rotate.
+    autoaugment_detection   the 25 ops of Zoph et al. for images with boxes. A magnitude m of theirs is level
+                      m / 10; pixels of theirs are fractions of the side, of 640, and thresholds real numbers.
 DeepAA's actions flip, cutout and crop differ between CIFAR and ImageNet; they are extra ops, the
 `RANDOM_OPS`. What such an op does to an image is drawn by `sampling`, whatever the level:
     RandFlip          FlipLR with probability one half
     RandCutout        a box of 17 x 17 pixels about a uniform centre (RandCutout60: 61 x 61)
     RandCrop          four pixels more on every side, cropped back at a uniform place
     RandResizeCrop    a window of random area and form, enlarged to the image
+The `BOX_OPS` (`boxes`) are for images with boxes; what they do not fill from the image is grey:
+    SolarizeAdd       levels below 128 become lighter
+    CutoutGrey        a square of the image, clipped at its border
+    BBox_Cutout       a part of one box
+    ..._BBox          the op of that name on the whole image
+    ..._Only_BBoxes   the op of that name inside some boxes, which stay
 """
 
 from typing import NamedTuple
@@ -39,7 +47,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import boxes as box_ops
 from . import color, crop, spatial
+from .one_image import checked
 
 
 def _cutout_side(fraction, width):
@@ -79,6 +89,11 @@ _APPLY = {
 
 OPS: tuple[str, ...] = tuple(_APPLY)  # the op id is the index into this tuple; 0 does nothing
 
+
+def _window_size(number, width):
+    return 1 + jnp.stack(jnp.divmod(number.astype(jnp.int32), width))
+
+
 # Once drawn: center holds the centre of a box, or the first pixel of a window; value the size of a
 # window, as the number (height - 1) W + width - 1, which float32 holds exactly.
 _APPLY_DRAWN = {
@@ -87,12 +102,74 @@ _APPLY_DRAWN = {
     "RandCutout60": lambda image, value, center: crop.box(image, crop.HALF_SIDE_60, center),
     "RandCrop": lambda image, value, center: crop.crop(image, center),
     "RandResizeCrop": lambda image, value, center: crop.resized_crop(
-        image, center.astype(jnp.int32), 1 + jnp.stack(jnp.divmod(value.astype(jnp.int32), image.shape[1]))
+        image, center.astype(jnp.int32), _window_size(value, image.shape[1])
     ),
 }
 
 RANDOM_OPS: tuple[str, ...] = tuple(_APPLY_DRAWN)
-ALL_OPS: tuple[str, ...] = (*OPS, *RANDOM_OPS)  # the ids of the random ops follow
+
+
+def _translate_x(image, target, value):
+    return box_ops.translate_x(image, target, value * image.shape[1])
+
+
+def _translate_y(image, target, value):
+    return box_ops.translate_y(image, target, value * image.shape[0])
+
+
+def _cutout_square(image, target, value):
+    return box_ops.cutout(image, target, jnp.stack([value * image.shape[1]] * 2))
+
+
+def _of_image(op):
+    return lambda image, value, center, *_: op(image, box_ops.whole(image, center), value)
+
+
+def _of_boxes(op):
+    return lambda image, value, *drawn: op(image, box_ops.hit(image, *drawn), value)
+
+
+_MOVES = {
+    "Rotate": box_ops.rotate,
+    "TranslateX": _translate_x,
+    "TranslateY": _translate_y,
+    "ShearX": box_ops.shear_x,
+    "ShearY": box_ops.shear_y,
+}
+
+# Every entry takes (image, value, center, boxes, valid).
+_APPLY_WITH_BOXES = {
+    "SolarizeAdd": lambda image, value, *_: color.solarize_add(image, value),
+    "CutoutGrey": _of_image(_cutout_square),
+    "BBox_Cutout": box_ops.cutout_one,
+    **{f"{name}_BBox": _of_image(op) for name, op in _MOVES.items()},
+    **{f"{name}_Only_BBoxes": _of_boxes(op) for name, op in _MOVES.items()},
+    "Flip_Only_BBoxes": _of_boxes(box_ops.flip_lr),
+    "Solarize_Only_BBoxes": _of_boxes(box_ops.solarize),
+    "Equalize_Only_BBoxes": _of_boxes(box_ops.equalize),
+    "Cutout_Only_BBoxes": _of_boxes(_cutout_square),
+}
+BOX_OPS: tuple[str, ...] = tuple(_APPLY_WITH_BOXES)
+ALL_OPS: tuple[str, ...] = (*OPS, *RANDOM_OPS, *BOX_OPS)  # the ids of these follow those of OPS
+
+# Where a point of an image goes. Every entry takes (value, center, H, W); other ops move nothing.
+_POINT_MAPS = {
+    "ShearX": lambda value, *_: ((1, -value, 0), (0, 1, 0)),
+    "ShearY": lambda value, *_: ((1, 0, 0), (-value, 1, 0)),
+    "TranslateX": lambda value, center, height, width: box_ops.shift(0, value * width),
+    "TranslateY": lambda value, center, height, width: box_ops.shift(value * height, 0),
+    "TranslateXAbs": lambda value, *_: box_ops.shift(0, value),
+    "TranslateYAbs": lambda value, *_: box_ops.shift(value, 0),
+    "Rotate": lambda value, center, height, width: box_ops.turn(value, height, width),
+    "FlipLR": lambda value, center, height, width: ((-1, 0, width), (0, 1, 0)),
+    "FlipUD": lambda value, center, height, width: ((1, 0, 0), (0, -1, height)),
+    "Rotate90": lambda value, center, height, width: ((0, 1, 0), (-1, 0, width)),
+    "RandCrop": lambda value, center, *_: box_ops.shift(*center),
+    "RandResizeCrop": lambda value, center, height, width: box_ops.enlarge(
+        center, _window_size(value, width), height, width
+    ),
+}
+_POINT_MAPS |= {f"{name}_BBox": _POINT_MAPS[name] for name in _MOVES} | {"RandFlip": _POINT_MAPS["FlipLR"]}
 
 
 class OpRow(NamedTuple):
@@ -123,7 +200,7 @@ class Draws(NamedTuple):
 
     op: jax.Array  # int32 [B, K], op id of ALL_OPS; 0 (Identity) = nothing applied
     value: jax.Array  # float32 [B, K], in the unit of the op; 0 where nothing is applied
-    center: jax.Array  # float32 [B, K, 2], (row, column) in pixels, for cutouts and crops
+    center: jax.Array  # float32 [B, K, 2], (row, column) in pixels, for cutouts, crops and `BOX_OPS`
 
 
 def _without_magnitude(*names: str) -> tuple[OpRow, ...]:
@@ -181,6 +258,31 @@ _DDAS_IMAGENET = (
     *_DDAS_ENHANCERS,
 )
 
+
+def _detection_moves(ending: str, pixels: float) -> tuple[OpRow, ...]:
+    return (
+        OpRow("Rotate" + ending, 0.0, 30.0, "degrees", 0.0, True),
+        OpRow("TranslateX" + ending, 0.0, pixels / 640, "fraction of width", 0.0, True),
+        OpRow("TranslateY" + ending, 0.0, pixels / 640, "fraction of height", 0.0, True),
+        *(OpRow(name + ending, 0.0, 0.3, "shear", 0.0, True) for name in ("ShearX", "ShearY")),
+    )
+
+
+_DETECTION = (
+    *_without_magnitude("AutoContrast", "Equalize"),
+    OpRow("Posterize", 0.0, 4.0, "bits", None, False),
+    _SOLARIZE,
+    OpRow("SolarizeAdd", 0.0, 110.0, "addition", 0.0, False),
+    *_enhancers(0.1, 1.9, "Color", "Contrast", "Brightness", "Sharpness"),
+    OpRow("CutoutGrey", 0.0, 100 / 640, "fraction of width", 0.0, False),
+    OpRow("BBox_Cutout", 0.0, 0.75, "fraction of box", 0.0, False),
+    *_detection_moves("_BBox", 250),
+    *_detection_moves("_Only_BBoxes", 120),
+    *_without_magnitude("Flip_Only_BBoxes"),
+    _SOLARIZE._replace(name="Solarize_Only_BBoxes"),
+    *_without_magnitude("Equalize_Only_BBoxes"),
+    OpRow("Cutout_Only_BBoxes", 0.0, 50 / 640, "fraction of width", 0.0, False),
+)
 _STRENGTH = (
     *(row._replace(low=0.0) for row in _GEOMETRIC),
     *_POINT,
@@ -228,6 +330,7 @@ _SPACES = {
     "ddas_imagenet": _DDAS_IMAGENET,
     "ddas_68": _DDAS_IMAGENET,
     "ddas_sanity": (*(*_DDAS_SINGLE, *_without_magnitude("Rotate90")), *(*_DDAS_MOVES, *_DDAS_ENHANCERS)),
+    "autoaugment_detection": _DETECTION,
 }
 
 SPACE_NAMES: tuple[str, ...] = tuple(_SPACES)
@@ -358,9 +461,57 @@ def apply_op(name: str, image: jax.Array, value: jax.typing.ArrayLike, center: j
       float [H, W, 3].
     Gradient: that of the op in `color`, `spatial` or `crop`.
     Raises:
-      ValueError: unknown op.
+      ValueError: unknown op, or one of `BOX_OPS`.
     """
     apply = _APPLY.get(name) or _APPLY_DRAWN.get(name)
     if apply is None:
-        raise ValueError(f"op: got {name!r}, expected one of {', '.join(ALL_OPS)}")
+        raise ValueError(f"op: got {name!r}, expected one of {', '.join((*OPS, *RANDOM_OPS))}")
     return apply(image, value, center)
+
+
+def apply_op_with_boxes(
+    name: str,
+    image: jax.Array,
+    boxes: jax.Array,
+    valid: jax.Array,
+    value: jax.typing.ArrayLike,
+    center: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Applies one op to one image and its boxes.
+
+    Args:
+      name: one of `ALL_OPS`.
+      image: float32 [H, W, 3] in [0, 1].
+      boxes: float32 [N, 4], (x min, y min, x max, y max) in pixels, edges: (0, 0, W, H) is the image.
+      valid: bool [N]; False is padding, which may hold anything.
+      value: as in `apply_op`; addition to levels (SolarizeAdd), half a square's side as a fraction of the
+        width (CutoutGrey, Cutout_Only_BBoxes), fraction of a box's sides (BBox_Cutout), else as the op in
+        the name.
+      center: float32 [2], as in `apply_op`; ops inside boxes draw from its bits (`boxes`).
+    Returns:
+      image, boxes and valid. A box that leaves the image is not valid any more; such slots hold 0.
+    Gradient: to image and value that of the op; none through boxes.
+    Raises:
+      ValueError: unknown op.
+    """
+    if name in _APPLY_WITH_BOXES:
+        arguments = (checked(key, x) for key, x in (("image", image), ("value", value), ("center", center)))
+        changed = _APPLY_WITH_BOXES[name](*arguments, boxes, valid)
+    else:
+        changed = apply_op(name, image, value, center)
+    return changed, *move_boxes(name, boxes, valid, value, center, image.shape[:2])
+
+
+def move_boxes(
+    name: str,
+    boxes: jax.Array,
+    valid: jax.Array,
+    value: jax.typing.ArrayLike,
+    center: jax.Array,
+    image_size: tuple[int, int],
+) -> tuple[jax.Array, jax.Array]:
+    """What `apply_op_with_boxes` does to the boxes; `image_size` is (H, W) in pixels."""
+    value = jax.lax.stop_gradient(value)
+    unmoved = ((1, 0, 0), (0, 1, 0))
+    point_map = _POINT_MAPS[name](value, center, *image_size) if name in _POINT_MAPS else unmoved
+    return box_ops.transform(boxes, valid, point_map, image_size)

@@ -78,7 +78,7 @@ def _sub_policy_lines(policy):
             for k, row in enumerate(content.row[n])
             if row >= 0
         ]
-        lines.append(f"{n:4d}  {share:.4f}  " + "".join(f"{text:<36}" for text in columns))
+        lines.append(f"{n:4d}  {share:.4f}  " + "".join(f"{text:<34}  " for text in columns))
     return lines
 
 
@@ -89,12 +89,13 @@ def _mass_lines(policy):
     else:
         shown = sorted({0, len(mass) // 2, len(mass) - 1})
         heads = [f"epoch {epoch}" for epoch in shown]
-    lines = [f"{'op':<16}" + "".join(f"{head:>12}" for head in heads)]
+    width = max(16, *(len(row.name) for row in rows))
+    lines = [f"{'op':<{width}}" + "".join(f"{head:>12}" for head in heads)]
     for index, row in enumerate(rows):
-        lines.append(f"{row.name:<16}" + "".join(f"{mass[c, index]:12.4f}" for c in shown))
+        lines.append(f"{row.name:<{width}}" + "".join(f"{mass[c, index]:12.4f}" for c in shown))
     if policy.kind == "schedule":
         p_tp = policy.content.p_tp
-        lines.append(f"{'p_tp':<16}" + "".join(f"{p_tp[epoch]:12.4f}" for epoch in shown))
+        lines.append(f"{'p_tp':<{width}}" + "".join(f"{p_tp[epoch]:12.4f}" for epoch in shown))
     return lines
 
 

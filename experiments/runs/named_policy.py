@@ -1,6 +1,6 @@
 """The policies that --policy can name: shipped files, files of a search, and those without a search."""
 
-from dada import policies
+from dada import ops, policies
 from dada.policies import baselines
 
 FORMS = (
@@ -24,10 +24,17 @@ def load(name: str, image_size: tuple[int, int], flag: str = "policy") -> polici
         that cannot be applied to such images.
     """
     policy = _read(name, flag)
-    if image_size[0] != image_size[1] and "Rotate90" in [row.name for row in policies.space(policy).rows]:
-        size = f"{image_size[0]} x {image_size[1]}"
-        raise ValueError(f"--{flag}={name}: Rotate90 needs square images, got {size}")
+    check_ops(policies.space(policy), image_size, f"--{flag}={name}")
     return policy
+
+
+def check_ops(space: ops.SearchSpace, image_size: tuple[int, int], where: str) -> None:
+    """Raises ValueError where a space has an op that cannot be applied to labelled images of this size."""
+    names = [row.op for row in space.rows]
+    if image_size[0] != image_size[1] and "Rotate90" in names:
+        raise ValueError(f"{where}: Rotate90 needs square images, got {image_size[0]} x {image_size[1]}")
+    if needs_boxes := next((name for name in names if name in ops.BOX_OPS), None):
+        raise ValueError(f"{where}: {needs_boxes} needs images with boxes, got images with labels")
 
 
 def _read(name, flag):
