@@ -19,7 +19,7 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import jax
@@ -41,6 +41,8 @@ _TURNS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# With what files of the common formats start and end: JPEG and PNG.
+_WHOLE = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"))
 _THREADS = min(8, os.cpu_count() or 1)
 _GROUP = 16  # images that a thread decodes at once
 # Seconds for an image from which on threads pay; with quicker ones they wait for the interpreter's lock.
@@ -68,6 +70,22 @@ def read(
         pixels of no known range or another size, or a class that training images do not have.
     """
     root, notes = pathlib.Path(root), collections.Counter()
+    names, classes = find_parts(root, notes)
+    files = {name: list_files(root / name, classes, notes) for name in names}
+    decode = functools.partial(_decode, image_size=image_size, exif_orientation=exif_orientation)
+    parts, shape = {}, None
+    for name in names:
+        parts[name] = _load(root / name, files[name], classes, shape, decode, notes)
+        shape = parts[name][0].shape[1:]
+    report(root, classes, {name: labels for name, (_, labels) in parts.items()}, notes)
+    return Arrays(*(array for part in parts.values() for array in part)), classes
+
+
+def find_parts(root: pathlib.Path, notes: collections.Counter) -> tuple[list[str], list[str]]:
+    """(names of the parts of a data set as of `read`, in their order; names of its classes).
+
+    `notes`, here and below, count what was left out or changed, and why: by ("left out", reason) and so on.
+    """
     tests = [name for name in ("val", "test") if (root / name).is_dir()]
     if not (root / "train").is_dir() or not tests:
         raise FileNotFoundError(
@@ -79,14 +97,7 @@ def read(
     present = {entry.name for entry in _visible(root, notes)}
     names = [name for name in ("train", *tests, "valid") if name in present]
     notes["left out", "beside train/"] += len(present) - len(names)
-    files = {name: _list(root / name, classes, notes) for name in names}
-    decode = functools.partial(_decode, image_size=image_size, exif_orientation=exif_orientation)
-    parts, shape = {}, None
-    for name in names:
-        parts[name] = _load(root / name, files[name], classes, shape, decode, notes)
-        shape = parts[name][0].shape[1:]
-    _report(root, classes, parts, notes)
-    return Arrays(*(array for part in parts.values() for array in part)), classes
+    return names, classes
 
 
 def read_valid(
@@ -103,16 +114,23 @@ def read_valid(
     """
     notes = collections.Counter()
     decode = functools.partial(_decode, image_size=image_size, exif_orientation=exif_orientation)
-    part = _load(folder, _list(folder, classes, notes), classes, shape, decode, notes)
-    _report(folder, classes, {"valid": part}, notes)
+    part = _load(folder, list_files(folder, classes, notes), classes, shape, decode, notes)
+    report(folder, classes, {"valid": part[1]}, notes)
     return part
 
 
-# Everywhere below, `notes` count what was left out or changed, and why: by ("left out", reason) and so on.
+def list_files(
+    folder: pathlib.Path,
+    classes: Sequence[str],
+    notes: collections.Counter,
+    visited: dict[str, int] | None = None,
+) -> list[tuple[str, int]]:
+    """(path, label) of every file in the class folders of a folder.
 
-
-def _list(folder, classes, notes):
-    """(path, label) of every file in the class folders of a folder."""
+    `visited` gets the time of the last change, in ns, of every folder gone through.
+    """
+    if visited is not None:
+        visited[str(folder)] = os.stat(folder).st_mtime_ns
     entries = list(_visible(folder, notes))
     folders = {entry.name: entry.path for entry in entries if entry.is_dir()}
     notes["left out", "in no class folder"] += len(entries) - len(folders)
@@ -124,7 +142,7 @@ def _list(folder, classes, notes):
     files = []
     for label, name in enumerate(classes):
         if name in folders:
-            found = [(path, label) for path in _files(folders[name], notes)]
+            found = [(path, label) for path in _files(folders[name], notes, visited=visited)]
             if not found:
                 raise FileNotFoundError(f"{folders[name]}: no image in this class folder")
             files += found
@@ -135,12 +153,8 @@ def _load(folder, files, classes, shape, decode, notes):
     """(images, labels) of listed files; `shape` is None for that of the first image."""
     images, labels, example = None, [], "a training image"
     _formats()  # what it takes is not the time of an image
-    decoded = _in_threads(decode, [path for path, _ in files])
-    # It waits, so that the bars of small folders do not stand between the lines of a command.
-    bar = tqdm.tqdm(
-        decoded, folder.name, len(files), unit="image", delay=1.0, disable=jax.process_index() != 0
-    )
-    for (pixels, reasons), (path, label) in zip(bar, files):
+    decoded = in_threads(decode, [path for path, _ in files], folder.name)
+    for (pixels, reasons), (path, label) in zip(decoded, files):
         notes.update(reasons)
         if pixels is None:
             continue
@@ -155,9 +169,16 @@ def _load(folder, files, classes, shape, decode, notes):
             images = _empty(folder, (len(files), *shape))
         images[len(labels)] = pixels
         labels.append(label)
-    if without := {label for _, label in files}.difference(labels):
-        raise FileNotFoundError(f"{folder / classes[min(without)]}: no image in this class folder")
+    require_images(folder, classes, (label for _, label in files), labels)
     return images[: len(labels)], np.array(labels, np.int32)
+
+
+def require_images(
+    folder: pathlib.Path, classes: Sequence[str], listed: Iterable[int], found: Iterable[int]
+) -> None:
+    """Raises FileNotFoundError for a class with files, `listed` by label, none of which are images."""
+    if without := set(listed).difference(found):
+        raise FileNotFoundError(f"{folder / classes[min(without)]}: no image in this class folder")
 
 
 def _visible(folder: os.PathLike | str, notes: collections.Counter) -> Iterator[os.DirEntry]:
@@ -173,7 +194,7 @@ def _visible(folder: os.PathLike | str, notes: collections.Counter) -> Iterator[
             raise ValueError(f"{entry.path}: a link to nothing, or neither a file nor a folder")
 
 
-def _files(folder, notes, seen=None):
+def _files(folder, notes, seen=None, visited=None):
     """Paths of the files in a folder and in those below it, sorted."""
     real = pathlib.Path(folder).resolve()
     seen = set(real.parents) if seen is None else seen
@@ -181,9 +202,11 @@ def _files(folder, notes, seen=None):
         notes["left out", "linked again"] += 1
         return
     seen.add(real)
+    if visited is not None:
+        visited[str(folder)] = os.stat(folder).st_mtime_ns
     for entry in _visible(folder, notes):
         if entry.is_dir():
-            yield from _files(entry.path, notes, seen)
+            yield from _files(entry.path, notes, seen, visited)
         else:
             yield entry.path
 
@@ -195,8 +218,15 @@ def _empty(folder, shape):
         raise ValueError(f"{folder}: {error}; --image_size brings images to a smaller size") from error
 
 
-def _in_threads(function: Callable[[str], Any], items: list[str]) -> Iterator[Any]:
-    """Results in the order of the items; slow ones from threads that are a few groups ahead of the reader."""
+def in_threads(function: Callable[[Any], Any], items: Sequence[Any], label: str) -> Iterator[Any]:
+    """Results in the order of the items, with a bar; threads are a few groups ahead of the reader."""
+    # It waits, so that the bars of small folders do not stand between the lines of a command.
+    quiet = jax.process_index() != 0
+    return tqdm.tqdm(_in_threads(function, items), label, len(items), unit="image", delay=1.0, disable=quiet)
+
+
+def _in_threads(function, items):
+    """Slow functions run in threads."""
 
     def of_group(start):
         return [function(item) for item in items[start : start + _GROUP]]
@@ -234,26 +264,53 @@ def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
 def _decode(path, image_size, exif_orientation):
     """(pixels uint8 [H, W, 3], notes on what was changed); (None, why) for a file that is no image."""
     try:
-        with open_image(path) as opened:
-            image, changes = to_rgb(opened)
-            if getattr(opened, "is_animated", False):
-                changes.append(("changed", "to the first of several frames"))
-            turn = _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation)) if exif_orientation else None
+        image, changes = decode(path, exif_orientation)
     except Exception as error:  # a damaged file makes the decoders fail in many ways
         ending = os.path.splitext(path)[1].lower()
         if isinstance(error, UnidentifiedImageError) and ending not in _formats()[1]:
             return None, [("left out", f"not known to Pillow ({ending or 'no ending'})")]
         raise ValueError(f"{path}: cannot be decoded as an image: {error}") from error
+    return np.asarray(image if image_size is None else fit(image, image_size)), changes
+
+
+def check(path: str) -> tuple[int | None, list[tuple[str, str]]]:
+    """(bytes of an image file, none); (None, why) for a file that is no image.
+
+    The first and the last bytes tell of most files that they are whole; the others are decoded.
+
+    Raises:
+      ValueError: the image is damaged.
+    """
+    with open(path, "rb") as file:
+        first, size = file.read(8), file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        last = file.read()
+    if any(first.startswith(start) and last.endswith(end) for start, end in _WHOLE):
+        return size, []
+    pixels, reasons = _decode(path, None, False)
+    return (None, reasons) if pixels is None else (size, [])
+
+
+def decode(file: str | os.PathLike | BinaryIO, exif_orientation: bool) -> tuple[Image.Image, list]:
+    """(the image of a file in RGB, notes on what was changed); raises as Pillow does, and as `to_rgb`."""
+    with open_image(file) as opened:
+        image, changes = to_rgb(opened)
+        if getattr(opened, "is_animated", False):
+            changes.append(("changed", "to the first of several frames"))
+        turn = _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation)) if exif_orientation else None
     if turn is not None:
         image = image.transpose(turn)
         changes.append(("changed", "turned upright"))
-    if image_size is not None:
-        scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        image = image.crop((left, top, left + image_size, top + image_size))
-    return np.asarray(image), changes
+    return image, changes
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The image with its shorter side brought to `size`, its centre cropped to size x size."""
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def to_rgb(image):
@@ -290,12 +347,14 @@ def _upper_bits(image):
     return (np.asarray(image) >> 8).astype(np.uint8)
 
 
-def _report(path, classes, parts, notes):
-    """Prints the line that reading ends with."""
+def report(
+    path: pathlib.Path, classes: Sequence[str], parts: dict[str, np.ndarray], notes: collections.Counter
+) -> None:
+    """Prints the line that reading ends with; `parts` are labels by name of the part."""
     if jax.process_index() != 0:
         return
     texts = [f"{len(classes)} classes"]
-    for name, (_, labels) in parts.items():
+    for name, labels in parts.items():
         counts = np.bincount(labels, minlength=len(classes))
         ends = [f"{counts[label]} ({classes[label]})" for label in (counts.argmin(), counts.argmax())]
         texts.append(f"{name} {' to '.join(ends) if np.ptp(counts) else counts[0]} images a class")

@@ -15,13 +15,9 @@ import warnings
 
 import jax
 
+from experiments.data import sources
+
 _BROKEN = "Error (?:reading|writing) persistent compilation cache entry for '(.+?)'"
-
-
-def user_folder() -> pathlib.Path:
-    """Where the programs of this user lie: $XDG_CACHE_HOME/dada/jax, or ~/.cache/dada/jax."""
-    parent = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(parent) / "dada" / "jax"
 
 
 def use(folder: str | None) -> None:
@@ -40,7 +36,7 @@ def use(folder: str | None) -> None:
     elif jax.config.jax_compilation_cache_dir is None:
         # A machine without a home that can be written to compiles every time.
         with contextlib.suppress(OSError, RuntimeError):
-            _use(user_folder())
+            _use(sources.user_cache() / "jax")
     # JAX warns of an entry that a killed run or a full disk left half written, at every start, for ever.
     warnings.filterwarnings("always", _BROKEN)
     warnings.showwarning = functools.partial(_delete_broken, warnings.showwarning)
