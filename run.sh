@@ -3,6 +3,7 @@
 # ./run.sh search FLAGS   a search with your own flags, for example --flagfile=experiments/flags/planted.flags
 # ./run.sh train FLAGS    trains a network with a policy: --flagfile=experiments/flags/train_quick.flags
 # ./run.sh tables FOLDER  tables beside the papers' values; table_run FOLDER runs what they lack
+# ./run.sh pack_images --dataset=FOLDER --packed=DEST  packs images into a few large files
 # ./run.sh success_table FOLDER  runs planted searches, and draws the table of what they find
 # ./run.sh verify         prints the evidence that the parts do what they say (some minutes)
 # ./run.sh benchmark      what it costs, beside Pillow, vmap(lax.switch) and plain training steps
@@ -26,7 +27,7 @@ case "$verb" in
   quick)
     exec .venv/bin/python -m experiments.search --flagfile=experiments/flags/dada_quick.flags \
       --run_dir="runs/quick_$(date +%Y%m%d_%H%M%S)" "$@" ;;
-  search | train | plot | verify | benchmark | tables | table_run | success_table | noise_table) exec .venv/bin/python -m "experiments.$verb" "$@" ;;
+  search | train | plot | verify | benchmark | tables | table_run | success_table | noise_table | pack_images) exec .venv/bin/python -m "experiments.$verb" "$@" ;;
   test)
     [ $# -eq 0 ] || exec .venv/bin/python -m pytest "$@"
     # Two halves of about the same length side by side: a test keeps no more than one core busy.
@@ -42,5 +43,5 @@ case "$verb" in
   lint)
     .venv/bin/ruff check .
     exec .venv/bin/ruff format --check . ;;
-  *) echo "error: got '$verb', expected quick, search, train, plot, verify, benchmark, tables, table_run, success_table, noise_table, test or lint" >&2; exit 2 ;;
+  *) echo "error: got '$verb', expected quick, search, train, plot, verify, benchmark, tables, table_run, success_table, noise_table, pack_images, test or lint" >&2; exit 2 ;;
 esac

@@ -89,14 +89,15 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
                     raise ValueError(f"--{flag} belongs to --method={name}, got --method={chosen}")
                 del settings[flag]
     module = METHODS[chosen]
-    reasons = module.unread(settings)
+    reasons = {**run_flags.unread(settings), **module.unread(settings)}
     if not settings["judge"]:
         reasons |= dict.fromkeys(("judge_epochs", "judge_also"), "--nojudge")
     for flag in run_flags.given_in_vain(values, reasons):
         raise ValueError(f"--{flag}={settings[flag]} has no effect with {reasons[flag]}")
     run_name = f"{chosen}_{pathlib.Path(settings['dataset']).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
     run_dir = str(pathlib.Path("runs") / run_name)
-    for name, value in {"run_dir": run_dir, "epochs": 20, **module.defaults(settings)}.items():
+    defaults = {"run_dir": run_dir, "epochs": 20, **run_flags.defaults(settings), **module.defaults(settings)}
+    for name, value in defaults.items():
         if settings[name] is None or name not in given:
             settings[name] = value
     return {name: value for name, value in settings.items() if name not in reasons}

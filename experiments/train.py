@@ -80,11 +80,13 @@ def _resolve(values: flags.FlagValues) -> dict[str, Any]:
       ValueError: a flag was given that the others leave without effect.
     """
     settings = run_flags.as_dict(values)
-    unread = {"cosine": ["decay_epochs"], "step": ["cosine_epochs"]}[settings["schedule"]]
+    schedule_name = settings["schedule"]
+    unread = {"cosine": "decay_epochs", "step": "cosine_epochs"}[schedule_name]
+    unread = {unread: f"--schedule={schedule_name}", **run_flags.unread(settings)}
     for flag in run_flags.given_in_vain(values, unread):
-        raise ValueError(f"--{flag} has no effect with --schedule={settings['schedule']}")
+        raise ValueError(f"--{flag} has no effect with {unread[flag]}")
     name = f"train_{pathlib.Path(settings['dataset']).stem}_{time.strftime('%Y%m%d_%H%M%S')}"
-    defaults = {"run_dir": str(pathlib.Path("runs") / name), "epochs": 200}
+    defaults = {"run_dir": str(pathlib.Path("runs") / name), "epochs": 200, **run_flags.defaults(settings)}
     return settings | {flag: value for flag, value in defaults.items() if settings[flag] is None}
 
 
@@ -156,12 +158,13 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> train_run.Ta
     return train_run.Task(
         config=policy_training.Config(**fields),
         model=(module, model_config),
-        data=devices.replicate(train_run.to_device(dataset), mesh),
+        data=train_run.to_device(dataset, mesh),
         batch_size=batch_size,
         eval_batch_size=settings["eval_batch_size"],
         recipe={name: value for name, value in settings.items() if name not in run_flags.NOT_RECIPE},
         mesh=mesh,
         pretrained=pretrained.load(settings["pretrained"], (module, model_config)),
+        decode_threads=settings["decode_threads"],
     )
 
 

@@ -19,11 +19,25 @@ from dada import ops, policies
 from dada.models import wide_resnet
 from dada.searches import dada, dada_official, ddas, deepaa
 from dada.training import policy_training, sgd
-from experiments import benchmark, noise_table, plot, search, success_table, table_run, tables, train, verify
+from experiments import (
+    benchmark,
+    noise_table,
+    pack_images,
+    plot,
+    search,
+    success_table,
+    table_run,
+    tables,
+    train,
+    verify,
+)
 from experiments.data import datasets
 from experiments.runs import command_line
 
-COMMANDS = (benchmark, noise_table, plot, search, success_table, table_run, tables, train, verify)
+COMMANDS = (
+    *(benchmark, noise_table, pack_images, plot, search, success_table, table_run, tables),
+    *(train, verify),
+)
 SMALL = {"model": "wrn_10_1", "epochs": 2, "batch_size": 16, "crop_padding": 1, "cutout_length": 2}
 FLAG_FILES = {
     "utf16": "--epochs=3\n".encode("utf-16"),

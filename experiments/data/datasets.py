@@ -1,14 +1,17 @@
 """Data sets as arrays, by name or path, and the stratified splits of the papers.
 
 Contract: `load` returns a `Dataset` of uint8 images and int32 labels that fits on the device and is
-indexed there. Only "embedded" and its reduced form ship with the project; the others come from files of
-the user (`dataset_files.py`, `image_folder.py`, `cifar_files.py`), which are downloaded only on request
-(`dataset_download.py`).
+indexed there; but for the training images of a folder that is streamed from the host, which are decoded when
+they are needed (`host_images`). Only "embedded" and its reduced form ship with the project; the others come
+from files of the user (`dataset_files.py`, `image_folder.py`, `cifar_files.py`), which are downloaded only on
+request (`dataset_download.py`).
 
 Statistics: CIFAR-10, CIFAR-100 and SVHN use the CIFAR-10 values of the papers (their standard deviation is
-the well-known mean of the deviations of single images); every other set uses those of all training pixels.
+the well-known mean of the deviations of single images); streamed sets use those of ImageNet, every other set
+those of all training pixels.
 """
 
+import collections
 import contextlib
 import pathlib
 from typing import NamedTuple
@@ -17,7 +20,7 @@ import numpy as np
 
 from dada import augment
 from dada.training import sgd
-from experiments.data import cifar_files, dataset_download, dataset_files, image_folder
+from experiments.data import cifar_files, dataset_download, dataset_files, host_images, image_folder, sources
 
 EMBEDDED = pathlib.Path(__file__).parent / "fashion_mnist_5k.npz"
 # Training images that are kept: the sets on which the papers search, and a quarter of the embedded one, which
@@ -25,6 +28,7 @@ EMBEDDED = pathlib.Path(__file__).parent / "fashion_mnist_5k.npz"
 REDUCED = {"reduced_cifar10": 4000, "reduced_cifar100": 4000, "reduced_svhn": 1000, "reduced_embedded": 1000}
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
 NAMES = ("embedded", *NUM_CLASSES, *REDUCED)
+_MOST_BYTES = 2**32  # of training images of a folder that are held unless asked not to
 _DOWNLOADS = {
     "cifar10": ("cifar-10-binary.tar.gz",),
     "cifar100": ("cifar-100-python.tar.gz",),
@@ -37,7 +41,7 @@ class Dataset(NamedTuple):
     """Images uint8 [N, H, W, 3], labels int32 [N], mean and std float32 (3,) of [0, 1] pixels."""
 
     name: str
-    train_images: np.ndarray
+    train_images: np.ndarray | host_images.Images
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
@@ -51,12 +55,30 @@ class Dataset(NamedTuple):
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the training images stay on the host."""
+        return isinstance(self.train_images, host_images.Images)
 
-def load(name, data_dir=None, download=False, image_size=None, valid_dataset=None, exif_orientation=True):
+
+def load(
+    name,
+    data_dir=None,
+    download=False,
+    image_size=None,
+    valid_dataset=None,
+    exif_orientation=True,
+    *,
+    resize=None,
+    crop="center",
+    crop_area=0.08,
+    input=None,
+):
     """Loads a data set.
 
     Args:
-      name: one of NAMES; or the path of an `.npz` file or of a folder of images (`image_folder`).
+      name: one of NAMES; or the path of an `.npz` file or of a folder of images (`image_folder`), perhaps a
+        packed one (`sources`).
       data_dir: folder with the official files of CIFAR or SVHN, or where to put them.
       download: fetch the official files into data_dir if they are not there.
       image_size: for folders of images only: side in pixels to which all are brought; None keeps their size.
@@ -65,6 +87,9 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
         label (0, 1, ...) if the training images are no folder. They take the place of any that the data set
         has itself, so that a model can be fitted to several places of use with the same training images.
       exif_orientation: turn photos of folders upright; False, for folders only, is how the papers load them.
+      resize, crop, crop_area: of folders only, see `host_images.Preparation`.
+      input: where training images are: "device" or "host", which is for folders only. Default: host if these
+        are packed, for random crops, and where they take more than 4 GiB.
 
     Returns:
       Dataset. The images of "embedded", CIFAR and SVHN are 32 x 32; a custom set keeps its size. A reduced
@@ -85,6 +110,16 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
         raise ValueError(f"image_size {image_size} for {name!r}: expected {expected}")
     if not exif_orientation and not has_folder:
         raise ValueError(f"--noexif_orientation for {name!r}: expected only for a folder of images")
+    if resize is not None and (not has_folder or not image_size or resize < image_size):
+        expected = f"--image_size or more, which is {image_size}, and only for a folder of images"
+        raise ValueError(f"--resize={resize} for {name!r}: expected {expected}")
+    if crop != "center" and (not is_folder or not image_size or input == "device"):
+        raise ValueError(
+            f"--crop={crop} for {name!r}: expected a folder of images, --image_size and --input=host"
+        )
+    if input == "host" and not is_folder:
+        raise ValueError(f"--input=host for {name!r}: expected a folder of images")
+    prepared = host_images.Preparation(image_size, resize, crop, crop_area, exif_orientation)
     base, classes = name.removeprefix("reduced_"), None
     if base in NUM_CLASSES:
         arrays = _read_official(name, data_dir, download)
@@ -99,7 +134,7 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
                 test_images=np.pad(arrays.test_images, padding),
             )
         elif is_folder:
-            arrays, classes = image_folder.read(path, image_size, exif_orientation)
+            arrays, classes = _read_folder(path, prepared, input)
         elif path.suffix == ".npz":
             arrays = dataset_files.read_npz(path)
         else:
@@ -112,23 +147,53 @@ def load(name, data_dir=None, download=False, image_size=None, valid_dataset=Non
         classes = classes or range(arrays.train_labels.max() + 1)
         if len(classes) < 2:
             raise ValueError(f"{name}: got one class, expected two or more")
-        mean, std = pixel_statistics(arrays.train_images)
+        if isinstance(arrays.train_images, host_images.Images):
+            mean, std = imagenet_statistics()
+        else:
+            mean, std = pixel_statistics(arrays.train_images)
     classes = tuple(map(str, classes))
     train = arrays.train_images, arrays.train_labels.astype(np.int32)
     test = arrays.test_images, arrays.test_labels.astype(np.int32)
     valid = arrays.valid_images, arrays.valid_labels
     if valid_dataset is not None:
         shape = train[0].shape[1:]
-        valid = _read_valid(pathlib.Path(valid_dataset), classes, shape, image_size, exif_orientation)
+        valid = _read_valid(pathlib.Path(valid_dataset), classes, shape, prepared)
     if valid[0] is not None:
         valid = valid[0], valid[1].astype(np.int32)
     return Dataset(name, *train, *test, classes, mean, std, *valid)
 
 
-def _read_valid(path, classes, shape, image_size, exif_orientation):
+def _read_folder(path, prepared, input):
+    """(Arrays, classes) of a folder of images, packed or not."""
+    is_packed = sources.is_packed(path)
+    if input is None:
+        streams = is_packed or prepared.crop != "center" or _is_large(path, prepared.image_size)
+        input = "host" if streams else "device"
+    if input == "device" and not is_packed:
+        return image_folder.read(path, prepared.image_size, prepared.exif_orientation, prepared.resize)
+    arrays, parts = [], sources.open_parts(path)
+    for name, source in parts.items():
+        images = host_images.Images(source, prepared)
+        arrays += [images if name == "train" and input == "host" else np.asarray(images), source.labels]
+        if images.shape[1:] != arrays[0].shape[1:]:
+            raise ValueError(f"{path}: {name} images have another size than train images: give --image_size")
+    return dataset_files.Arrays(*arrays), list(source.classes)
+
+
+def _is_large(path, image_size):
+    """Whether the training images of a folder are too many to be held."""
+    if image_size is None:
+        return False
+    _, classes = image_folder.find_parts(path, collections.Counter())
+    count = len(image_folder.list_files(path / "train", classes, collections.Counter()))
+    return count * image_size * image_size * 3 > _MOST_BYTES
+
+
+def _read_valid(path, classes, shape, prepared):
     """Validation images and labels of a file or folder of their own."""
     if path.is_dir():
-        return image_folder.read_valid(path, classes, shape, image_size, exif_orientation)
+        how = prepared.image_size, prepared.exif_orientation, prepared.resize
+        return image_folder.read_valid(path, classes, shape, *how)
     if path.suffix == ".npz":
         return dataset_files.read_valid_npz(path, shape, len(classes))
     expected = "an .npz file or an existing folder of images per class"
@@ -183,6 +248,11 @@ def _split_off_test(name, arrays):
         test_images=images[test],
         test_labels=labels[test],
     )
+
+
+def imagenet_statistics():
+    """Mean and standard deviation of each channel, as the papers have them for ImageNet."""
+    return (np.array(values, np.float32) for values in (augment.IMAGENET_MEAN, augment.IMAGENET_STD))
 
 
 def pixel_statistics(images):

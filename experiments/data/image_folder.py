@@ -27,6 +27,7 @@ import numpy as np
 import tqdm
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from experiments.data import host_crops
 from experiments.data.dataset_files import Arrays
 
 _SYSTEM_NAMES = {"__macosx", "@eadir", "thumbs.db", "desktop.ini"}
@@ -50,7 +51,10 @@ _SLOW = 5e-4
 
 
 def read(
-    root: str | os.PathLike, image_size: int | None = None, exif_orientation: bool = True
+    root: str | os.PathLike,
+    image_size: int | None = None,
+    exif_orientation: bool = True,
+    resize: int | None = None,
 ) -> tuple[Arrays, list[str]]:
     """Reads a data set.
 
@@ -58,9 +62,10 @@ def read(
       root: folder with train/<class>/<image> and val/<class>/<image> (or test/), which are for testing; and
         perhaps valid/<class>/<image>, to validate with. Classes are in sorted order, and images may lie in
         folders in their class folder.
-      image_size: side in pixels to which every image is brought (shorter side resized, bicubic; centre
-        cropped); None keeps the images, which then must all have one size.
+      image_size: side in pixels to which every image is brought, see `fit`; None keeps the images, which then
+        must all have one size.
       exif_orientation: turn photos upright.
+      resize: as of `fit`.
 
     Returns:
       (Arrays with images uint8 [N, H, W, 3] and labels int32 [N], names of the classes by label).
@@ -72,7 +77,9 @@ def read(
     root, notes = pathlib.Path(root), collections.Counter()
     names, classes = find_parts(root, notes)
     files = {name: list_files(root / name, classes, notes) for name in names}
-    decode = functools.partial(_decode, image_size=image_size, exif_orientation=exif_orientation)
+    decode = functools.partial(
+        _decode, image_size=image_size, exif_orientation=exif_orientation, resize=resize
+    )
     parts, shape = {}, None
     for name in names:
         parts[name] = _load(root / name, files[name], classes, shape, decode, notes)
@@ -106,6 +113,7 @@ def read_valid(
     shape: tuple[int, int, int],
     image_size: int | None,
     exif_orientation: bool,
+    resize: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads images to validate with, folder/<class>/<image>; some classes may have no folder.
 
@@ -113,7 +121,9 @@ def read_valid(
     labels).
     """
     notes = collections.Counter()
-    decode = functools.partial(_decode, image_size=image_size, exif_orientation=exif_orientation)
+    decode = functools.partial(
+        _decode, image_size=image_size, exif_orientation=exif_orientation, resize=resize
+    )
     part = _load(folder, list_files(folder, classes, notes), classes, shape, decode, notes)
     report(folder, classes, {"valid": part[1]}, notes)
     return part
@@ -261,7 +271,7 @@ def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
     return Image.open(file, formats=_formats()[0])
 
 
-def _decode(path, image_size, exif_orientation):
+def _decode(path, image_size=None, exif_orientation=False, resize=None):
     """(pixels uint8 [H, W, 3], notes on what was changed); (None, why) for a file that is no image."""
     try:
         image, changes = decode(path, exif_orientation)
@@ -270,7 +280,7 @@ def _decode(path, image_size, exif_orientation):
         if isinstance(error, UnidentifiedImageError) and ending not in _formats()[1]:
             return None, [("left out", f"not known to Pillow ({ending or 'no ending'})")]
         raise ValueError(f"{path}: cannot be decoded as an image: {error}") from error
-    return np.asarray(image if image_size is None else fit(image, image_size)), changes
+    return np.asarray(image if image_size is None else fit(image, image_size, resize)), changes
 
 
 def check(path: str) -> tuple[int | None, list[tuple[str, str]]]:
@@ -287,7 +297,7 @@ def check(path: str) -> tuple[int | None, list[tuple[str, str]]]:
         last = file.read()
     if any(first.startswith(start) and last.endswith(end) for start, end in _WHOLE):
         return size, []
-    pixels, reasons = _decode(path, None, False)
+    pixels, reasons = _decode(path)
     return (None, reasons) if pixels is None else (size, [])
 
 
@@ -304,8 +314,14 @@ def decode(file: str | os.PathLike | BinaryIO, exif_orientation: bool) -> tuple[
     return image, changes
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """The image with its shorter side brought to `size`, its centre cropped to size x size."""
+def fit(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
+    """The image with its shorter side brought to `size`, bicubic, and its centre cropped to size x size.
+
+    With `resize` the shorter side is brought to that, all as the papers' evaluation on ImageNet does it
+    (`host_crops.center_crop`); without, the sides and the place of the crop are rounded in another way.
+    """
+    if resize is not None:
+        return host_crops.center_crop(image, resize, size)
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)

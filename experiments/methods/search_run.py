@@ -47,7 +47,7 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[
     Raises:
       command_line.Interrupted: a metric that must be finite is not.
     """
-    groups = seeds.groups(folders) if task.method.maps_seeds else [{s: one} for s, one in folders.items()]
+    groups = seeds.groups(folders, task.method.maps_seeds)
     is_vmapped = len(groups[0]) > 1
     search = task.method.steps(task, is_vmapped)
     for group in groups:

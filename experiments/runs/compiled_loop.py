@@ -26,8 +26,13 @@ def shuffled_indices(
 
     A pass has `steps_per_pass` batches; what they need beyond `count` images is taken from the pass's start.
     """
-    order = jax.random.permutation(jax.random.fold_in(key, step // steps_per_pass), count)
+    order = shuffled(key, step // steps_per_pass, count)
     return order[((step % steps_per_pass) * size + jnp.arange(size)) % count]
+
+
+def shuffled(key: jax.Array, number: int | jax.Array, count: int) -> jax.Array:
+    """The order of all images, int32 [count], in pass `number` of such a stream."""
+    return jax.random.permutation(jax.random.fold_in(key, number), count)
 
 
 def compiled(function: Callable, *arguments: Any) -> tuple[Callable, float]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dada import policies
-from experiments.data import datasets
+from experiments.data import datasets, host_images
 
 _PARTS = {"train": "training", "valid": "validation", "test": "test"}
 
@@ -62,6 +62,8 @@ def of_weights(tree: Any) -> str:
 
 
 def _of_array(array):
+    if isinstance(array, host_images.Images):
+        return f"{list(array.shape)} from files {array.digest}"
     return array if array is None else f"{list(array.shape)} {_digest(np.ascontiguousarray(array))}"
 
 

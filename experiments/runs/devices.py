@@ -12,6 +12,7 @@ flags and find their run folder in one file system. Process 0 writes it; all tak
 
 import collections
 import contextlib
+import functools
 import os
 import re
 import socket
@@ -25,6 +26,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _AXIS = "devices"
+WHOLE = jax.P()  # of arrays that are on every device
+DIVIDED = jax.P(_AXIS)  # of arrays with a row for each image of a batch
 _MARGIN = 60  # seconds
 
 
@@ -119,12 +122,31 @@ def axis_name(mesh: jax.sharding.Mesh | None) -> str | None:
     return None if mesh is None else _AXIS
 
 
-def divided(function: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
-    """The function on every device, with whole arguments; its results must be the same on all devices."""
+def divided(function: Callable, mesh: jax.sharding.Mesh | None, in_specs: Any = WHOLE) -> Callable:
+    """The function on every device, with whole arguments; its results must be the same on all devices.
+
+    `in_specs` says which arguments, or trees in them, are DIVIDED.
+    """
     if mesh is None:
         return function
     # Without check_vma gradients are those of a device's own part, as the steps expect.
-    return jax.shard_map(function, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=WHOLE, check_vma=False)
+
+
+def own_rows(count: int, mesh: jax.sharding.Mesh | None) -> slice:
+    """The rows of DIVIDED arrays of `count` rows that lie on devices of this process."""
+    if mesh is None:
+        return slice(0, count)
+    parts = jax.NamedSharding(mesh, DIVIDED).addressable_devices_indices_map((count,)).values()
+    return slice(min(part[0].start or 0 for part in parts), max(part[0].stop or count for part in parts))
+
+
+def divide(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """DIVIDED arrays on the devices from this process's rows of them; waits until they are there."""
+    if mesh is None:
+        return jax.block_until_ready(jax.device_put(tree))
+    put = functools.partial(jax.make_array_from_process_local_data, jax.NamedSharding(mesh, DIVIDED))
+    return jax.block_until_ready(jax.tree.map(put, tree))
 
 
 def replicate(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:

@@ -4,11 +4,9 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-from dada import augment
-from experiments.data import datasets
+from experiments.data import datasets, host_images
 from experiments.runs import command_line, compilation_cache, devices
 
 # What may differ between the processes of one run.
@@ -18,7 +16,7 @@ _MAX_SIDE = 4096  # pixels
 # What says where, with which seed and how a run happens, not what was run.
 NOT_RECIPE = (
     *("run_dir", "resume", "seed", "num_seeds", "data_dir", "download", "smoke", "measure_cost"),
-    *("compilation_cache_dir", "num_devices"),
+    *("compilation_cache_dir", "num_devices", "input", "decode_threads"),
 )
 _PATHS = ("run_dir", "dataset", "data_dir", "valid_dataset", "policy", "pretrained", "proxy")
 
@@ -44,6 +42,21 @@ def define(values: flags.FlagValues) -> None:
     add.bool("download", False, "Fetch the official files into --data_dir if they are missing.")
     about = "Side to which folders of images are brought. Default: as they are."
     add.integer("image_size", None, about, 1, _MAX_SIDE)
+    about = (
+        "Shorter side before the centre crop, as in papers on ImageNet: 256 for 224. Default: --image_size."
+    )
+    add.integer("resize", None, about, 1, _MAX_SIDE)
+    about = "Of training images of folders: as all others, or of random size and place, new in every epoch."
+    add.enum("crop", "center", host_images.CROPS, about)
+    add.float("crop_area", 0.08, "Smallest share of an image in a random crop.", 0.0, 1.0)
+    about = (
+        "Where training images are: decoded on the host when needed, for folders only, or held on the device."
+    )
+    add.enum("input", None, ("device", "host"), f"{about} Default: device, where they fit.")
+    about = "Threads that decode them on the host. Default: one for each core."
+    add.integer("decode_threads", None, about, 1, 1000)
+    about = "Normalise as for ImageNet, as --pretrained and --input=host do."
+    add.bool("imagenet_statistics", False, about)
     add.bool("exif_orientation", True, "Turn photos of folders upright, as their EXIF entry says.")
     about = "NAME[:VALUE],..., on every validation image of a search or test image of a training; or empty."
     add.string("planted_op", None, about)
@@ -56,7 +69,8 @@ def define(values: flags.FlagValues) -> None:
     add.float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
     add.float("weight_decay", 2e-4, "Of the network.", lower_bound=0.0)
     add.float("clip_norm", 5.0, "Largest norm of the network's gradient; 0 for none.", lower_bound=0.0)
-    add.integer("crop_padding", 4, "Random crop with this padding; 0 for none.", 0, _MAX_SIDE)
+    about = "Random crop with this padding; 0 for none. Default: 4, or 0 with --crop=random_resized."
+    add.integer("crop_padding", None, about, 0, _MAX_SIDE)
     add.bool("flip", True, "Random horizontal flip.")
     add.integer("cutout_length", 16, "Side of the cutout after the policy; 0 for none.", 0, _MAX_SIDE)
     about = "Random brightness, contrast and colour: factors from 1 minus to 1 plus this; 0 for none."
@@ -79,23 +93,35 @@ def given(values: flags.FlagValues) -> set[str]:
     return {name for name, flag in _flags(values).items() if flag.present}
 
 
+def unread(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Flags that have no effect, and the flag that makes it so."""
+    return {"crop_area": "--crop=center"} if settings["crop"] == "center" else {}
+
+
+def defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the flags that were not given, where they depend on other flags."""
+    return {"crop_padding": 4 if settings["crop"] == "center" else 0}
+
+
 def given_in_vain(values: flags.FlagValues, unread: Iterable[str]) -> list[str]:
     """Those of the flags that nothing reads which were given another value than their default."""
     return [name for name in unread if values[name].present and values[name].value != values[name].default]
 
 
 def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
-    """The data set that resolved flags say, with ImageNet's statistics for pretrained weights.
+    """The data set that resolved flags say.
 
-    Raises: as `datasets.load`.
+    Raises: as `datasets.load`; ValueError for a flag that has no effect.
     """
-    names = ("dataset", "data_dir", "download", "image_size")
-    exif_orientation, valid = settings["exif_orientation"], settings.get("valid_dataset")
-    dataset = datasets.load(*(settings[name] for name in names), valid, exif_orientation)
-    if settings["pretrained"] is None:
-        return dataset
-    mean, std = (np.array(values, np.float32) for values in (augment.IMAGENET_MEAN, augment.IMAGENET_STD))
-    return dataset._replace(mean=mean, std=std)
+    names = ("data_dir", "download", "image_size", "exif_orientation", "resize", "crop", "crop_area", "input")
+    given = {name: settings[name] for name in names if name in settings}
+    dataset = datasets.load(settings["dataset"], **given, valid_dataset=settings.get("valid_dataset"))
+    if settings["decode_threads"] and not dataset.is_streamed:
+        raise ValueError(f"--decode_threads={settings['decode_threads']} has no effect with --input=device")
+    if settings["pretrained"] or settings["imagenet_statistics"]:
+        mean, std = datasets.imagenet_statistics()
+        dataset = dataset._replace(mean=mean, std=std)
+    return dataset
 
 
 def _flags(values):

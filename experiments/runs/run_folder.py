@@ -51,7 +51,7 @@ from experiments.runs import devices
 # same result but for rounding, or they name what is compared by content.
 FREE_FLAGS = (
     *("resume", "run_dir", "max_steps", "measure_cost"),
-    *("compilation_cache_dir", "num_devices", "eval_batch_size"),
+    *("compilation_cache_dir", "num_devices", "eval_batch_size", "decode_threads"),
     *("dataset", "data_dir", "download", "image_size", "exif_orientation", "valid_dataset"),
     *("policy", "judge_also", "pretrained", "proxy"),
 )

@@ -1,7 +1,7 @@
 """Runs that differ in nothing but their seed: their folders, and their states as one.
 
 On an accelerator all seeds run at once, mapped by `vmap`; on a CPU, which `vmap` over weights slows five
-times, one after the other.
+times, and where training images are streamed from the host, one after the other.
 """
 
 import pathlib
@@ -52,9 +52,12 @@ def say_finished(settings: dict[str, Any]) -> None:
         print(f"{settings['run_dir']} is finished: nothing is changed")
 
 
-def groups(folders: dict[int, run_folder.RunFolder]) -> list[dict[int, run_folder.RunFolder]]:
-    """The seeds that run at once, in turn."""
-    return [folders] if compiled_loop.scans() else [{seed: one} for seed, one in folders.items()]
+def groups(
+    folders: dict[int, run_folder.RunFolder], maps_seeds: bool = True
+) -> list[dict[int, run_folder.RunFolder]]:
+    """The seeds that run at once, in turn; each alone without `maps_seeds`."""
+    at_once = maps_seeds and compiled_loop.scans()
+    return [folders] if at_once else [{seed: one} for seed, one in folders.items()]
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -1,5 +1,6 @@
 """One training from its first step to its summary: epochs, tests, metrics, checkpoints."""
 
+import contextlib
 import functools
 import math
 import time
@@ -14,18 +15,18 @@ import tqdm
 from dada import policies
 from dada.augment import image_keys
 from dada.training import policy_training, sgd
-from experiments.data import datasets
-from experiments.runs import command_line, compiled_loop, devices, run_folder, seeds
+from experiments.data import datasets, host_images
+from experiments.runs import command_line, compiled_loop, devices, run_folder, seeds, streamed_loop
 
 # Top-5 errors are reported from so many classes on.
 TOP_5_CLASSES = 100
 
 
 class Data(NamedTuple):
-    """A data set on the device: images uint8 [N, H, W, 3], labels int32 [N]."""
+    """A data set on all devices: images uint8 [N, H, W, 3], labels int32 [N]; streamed ones on the host."""
 
-    train_images: jax.Array
-    train_labels: jax.Array
+    train_images: jax.Array | host_images.Images
+    train_labels: jax.Array | np.ndarray
     test_images: jax.Array
     test_labels: jax.Array
 
@@ -35,18 +36,28 @@ class Task(NamedTuple):
 
     config: policy_training.Config
     model: tuple[Any, Any]  # module of dada.models and its Config
-    data: Data  # on all devices
+    data: Data
     batch_size: int
     eval_batch_size: int
     recipe: dict[str, Any]  # the flags that say what was trained, for the summary
     mesh: jax.sharding.Mesh | None  # the devices that share every batch, from `devices.mesh`
     label: str | None = None  # before the progress bar
     pretrained: tuple[Any, Any] = ({}, {})  # what takes the place of drawn parameters and statistics
+    decode_threads: int | None = None  # of streamed images, see `stream.batches`
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether training images come from the host."""
+        return isinstance(self.data.train_images, host_images.Images)
 
 
-def to_device(dataset: datasets.Dataset) -> Data:
-    """The images and labels of a data set, on the device."""
-    return Data(*(jnp.asarray(getattr(dataset, name)) for name in Data._fields))
+def to_device(dataset: datasets.Dataset, mesh: jax.sharding.Mesh | None) -> Data:
+    """The images and labels of a data set, on all devices but for what is streamed."""
+    data = Data(*(getattr(dataset, name) for name in Data._fields))
+    train, test = data[:2], devices.replicate(tuple(map(jnp.asarray, data[2:])), mesh)
+    if not dataset.is_streamed:
+        train = devices.replicate(tuple(map(jnp.asarray, train)), mesh)
+    return Data(*train, *test)
 
 
 def train_step(config, batch_size, state, key, data, axis_name=None):
@@ -60,15 +71,48 @@ def train_step(config, batch_size, state, key, data, axis_name=None):
     return policy_training.step(step_key, config, state, *batch, axis_name)
 
 
-def _loop(task: Task, is_vmapped: bool) -> compiled_loop.CompiledLoop:
-    step = functools.partial(train_step, task.config, task.batch_size, axis_name=devices.axis_name(task.mesh))
+def streamed_step(config, state, key, data, axis_name=None):
+    """The same on a batch from the host, `data` = (nothing, (images, labels)), or this device's part."""
+    _, batch = data
+    _, step_key = jax.random.split(key)
+    return policy_training.step(step_key, config, state, *batch, axis_name)
+
+
+def _loop(task: Task, is_vmapped: bool) -> compiled_loop.CompiledLoop | streamed_loop.StreamedLoop:
+    axis_name = devices.axis_name(task.mesh)
+    if task.is_streamed:
+        step = functools.partial(streamed_step, task.config, axis_name=axis_name)
+        return streamed_loop.StreamedLoop(step, task.mesh)
+    step = functools.partial(train_step, task.config, task.batch_size, axis_name=axis_name)
     return compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped, mesh=task.mesh)
+
+
+@contextlib.contextmanager
+def _data(task: Task, seed: int, key: jax.Array, steps: range) -> Iterator[Any]:
+    """What the loop takes these steps on; `key` is that of `_start`."""
+    if not task.is_streamed:
+        yield task.data
+        return
+    order_key, _ = jax.random.split(key)
+    with streamed_loop.open_batches(
+        task.data.train_images,
+        task.data.train_labels,
+        seed=seed,
+        order_key=order_key,
+        steps=steps,
+        size=task.batch_size,
+        steps_per_pass=task.config.steps_per_epoch,
+        mesh=task.mesh,
+        threads=task.decode_threads,
+    ) as batches:
+        yield (), batches
 
 
 def _test(task: Task, is_vmapped: bool) -> compiled_loop.Program:
     def test(state, data):
-        batches = data.test_images, data.test_labels, task.eval_batch_size
-        return policy_training.evaluate(task.config, state, *batches, devices.axis_name(task.mesh))
+        return policy_training.evaluate(
+            task.config, state, *data, task.eval_batch_size, devices.axis_name(task.mesh)
+        )
 
     function = jax.vmap(test, in_axes=(0, None)) if is_vmapped else test
     return compiled_loop.Program(devices.divided(function, task.mesh))
@@ -95,15 +139,17 @@ def smoke(task: Task, seed: int) -> list[float]:
     Raises:
       command_line.Interrupted: a loss is not finite.
     """
-    state, key = devices.replicate(_start(task, seed), task.mesh)
+    start = _start(task, seed)
+    state, key = devices.replicate(start, task.mesh)
     loop = _loop(task, is_vmapped=False)
     losses = []
-    for number in (1, 2):
-        for after, metrics, _ in loop.run(state, key, task.data, 1):
-            state = after
-            losses.append(float(metrics["loss"][0]))
-        if not math.isfinite(losses[-1]):
-            raise command_line.Interrupted(f"the loss is not finite at step {number}: {losses[-1]}")
+    with _data(task, seed, start[1], range(2)) as data:
+        for number in (1, 2):
+            for after, metrics, _ in loop.run(state, key, data, 1):
+                state = after
+                losses.append(float(metrics["loss"][0]))
+            if not math.isfinite(losses[-1]):
+                raise command_line.Interrupted(f"the loss is not finite at step {number}: {losses[-1]}")
     return losses
 
 
@@ -116,7 +162,7 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[
     Raises:
       command_line.Interrupted: the loss of a seed is not finite.
     """
-    groups = seeds.groups(folders)
+    groups = seeds.groups(folders, maps_seeds=not task.is_streamed)
     loop, test = (make(task, is_vmapped=len(groups[0]) > 1) for make in (_loop, _test))
     for group in groups:
         yield from _run_at_once(task, loop, test, group)
@@ -143,20 +189,26 @@ def _run_at_once(task, loop, test, folders):
     total = config.num_epochs * config.steps_per_epoch
     quiet = not devices.is_primary()
     shown = {"desc": task.label, "unit": "step", "dynamic_ncols": True, "disable": quiet}
-    with tqdm.tqdm(total=total, initial=done, **shown) as bar:
+    with (
+        _data(task, next(iter(folders)), keys[0], range(done, total)) as data,
+        tqdm.tqdm(total=total, initial=done, **shown) as bar,
+    ):
         for epoch in range(done // config.steps_per_epoch + 1, config.num_epochs + 1):
             start, compiled = time.perf_counter(), seconds_compile()
+            waited = loop.seconds_waited if task.is_streamed else 0.0
             parts = []
-            for after, metrics, taken in loop.run(state, key, task.data, config.steps_per_epoch):
+            for after, metrics, taken in loop.run(state, key, data, config.steps_per_epoch):
                 state = after
                 parts.append(seeds.rows(metrics, count))
                 _require_finite(folders, parts[-1]["loss"], done)
                 done += taken
                 bar.update(taken)
             seconds_train = time.perf_counter() - start - (seconds_compile() - compiled)
-            result = seeds.rows(test(state, task.data), count)
+            result = seeds.rows(test(state, task.data[2:]), count)
             seconds += time.perf_counter() - start - (seconds_compile() - compiled)
             timing = {"seconds": round(seconds, 3), "seconds_train": round(seconds_train, 3)}
+            if task.is_streamed:
+                timing["seconds_waited"] = round(loop.seconds_waited - waited, 3)
             of_steps = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
             for index, folder in enumerate(folders.values()):
                 line = _line(task, index, of_steps, result)
@@ -214,6 +266,9 @@ def _finish(task, folder, timing):
         "images_per_second": images * timing["seeds_at_once"] / sum(line["seconds_train"] for line in lines),
         **timing,
     }
+    if task.is_streamed:
+        waited, trained = (sum(line[f"seconds_{name}"] for line in lines) for name in ("waited", "train"))
+        summary["share_waited"] = waited / trained
     folder.write_summary(summary)
     return summary
 

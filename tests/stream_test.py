@@ -1,0 +1,233 @@
+"""Streamed training images: the run is that of images held on the device, whoever decodes them, and when."""
+
+import json
+import pathlib
+import shutil
+import threading
+
+import jax
+import numpy as np
+import pytest
+import small_runs
+from devices_test import run_two_processes
+from PIL import Image
+
+from dada.models import wide_resnet
+from dada.training import sgd
+from experiments import train
+from experiments.data import datasets, host_images, sources, stream
+from experiments.runs import command_line, compiled_loop, devices, run_folder, streamed_loop
+
+SMALL = {
+    "model": "wrn_10_1",
+    "color_jitter": 0.4,
+    "epochs": 3,
+    "batch_size": 8,
+    "learning_rate": 0.05,
+    "cutout_length": 0,
+    "image_size": 8,
+    "resize": 9,
+    "imagenet_statistics": True,
+}
+RANDOM = {"crop": "random_resized", "crop_area": 0.5}
+TIMES = ("seconds", "seconds_train", "seconds_waited")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Class folders, 28 training images of several sizes in 4 classes that brightness tells apart."""
+    folder = tmp_path_factory.mktemp("stream")
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 7), ("val", 3)):
+        for label in range(4):
+            (folder / "set" / part / f"class_{label}").mkdir(parents=True)
+            for number in range(count):
+                size = (*generator.integers(9, 20, 2), 3)
+                pixels = (generator.integers(0, 80, size) + 40 * label).astype(np.uint8)
+                path = folder / "set" / part / f"class_{label}" / f"{number}.JPEG"
+                Image.fromarray(pixels).save(path, quality=95)
+    return folder
+
+
+def settings(files, **changes):
+    return {**SMALL, "dataset": str(files / "set"), **changes}
+
+
+def run(files, name, **changes):
+    return small_runs.run_here(train, settings(files, **changes), files / name)
+
+
+def weights(path):
+    """The last checkpoint of a run."""
+    params, stats = wide_resnet.init(jax.random.key(0), wide_resnet.Config(10, 1, 4))
+    return run_folder.RunFolder(path).restore(sgd.init(params, stats))
+
+
+def assert_same_run(path, expected):
+    jax.tree.map(np.testing.assert_array_equal, weights(path), weights(expected))
+    lines, others = (run_folder.read_metrics(folder) for folder in (path, expected))
+    for line in (*lines, *others):
+        for name in TIMES:
+            line.pop(name, None)
+    assert lines == others and len(lines) == 3
+    assert (path / "policy.json").read_bytes() == (expected / "policy.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def held(files):
+    return run(files, "held", input="device")
+
+
+@pytest.fixture(scope="module")
+def cropped(files):
+    return run(files, "cropped", **RANDOM)
+
+
+def test_streamed_images_give_the_run_of_images_on_the_device(files, held):
+    streamed = run(files, "streamed", input="host")
+    assert_same_run(streamed, held)
+    assert not (set(run_folder.read_summary(held)) - set(run_folder.read_summary(streamed)))
+    assert 0 < run_folder.read_summary(streamed)["share_waited"] < 1
+    inputs = [json.loads((path / "inputs.json").read_text()) for path in (streamed, held)]
+    assert inputs[0]["training images"].startswith("[28, 8, 8, 3] from files ")
+    assert inputs[0] | {"training images": inputs[1]["training images"]} == inputs[1]
+
+
+def test_a_packed_set_and_other_threads_give_the_same_run(files, cropped, held):
+    for name in ("train", "val"):
+        (files / "packed").mkdir(exist_ok=True)
+        sources.pack(sources.open_parts(files / "set")[name], files / "packed", name)
+    packed = {"dataset": str(files / "packed"), "decode_threads": 7}
+    assert_same_run(run(files, "other", **RANDOM, **packed), cropped)
+    assert (files / "other" / "inputs.json").read_bytes() == (cropped / "inputs.json").read_bytes()
+    assert_same_run(run(files, "unpacked", input="device", dataset=packed["dataset"]), held)
+    with pytest.raises(AssertionError):
+        assert_same_run(cropped, held)
+
+
+def test_killed_within_an_epoch_and_resumed_is_the_straight_run(files, cropped):
+    path = files / "killed"
+    process = small_runs.start(train, settings(files, **RANDOM, decode_threads=2), path)
+    small_runs.kill_when(process, lambda: (path / "checkpoints" / "3" / "_CHECKPOINT_METADATA").exists())
+    assert not (path / "summary.json").exists()
+    small_runs.run_here(train, settings(files, **RANDOM, decode_threads=1), path, resume=True)
+    assert_same_run(path, cropped)
+
+
+def test_two_processes_are_one(files, cropped):
+    path = files / "two"
+    for errors, code in run_two_processes(train, settings(files, **RANDOM), path):
+        assert code == 0, errors
+    close = {"rtol": 2e-3, "atol": 2e-3}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), weights(path), weights(cropped))
+    for line, other in zip(run_folder.read_metrics(path), run_folder.read_metrics(cropped), strict=True):
+        np.testing.assert_allclose(line["train_loss"], other["train_loss"], **close)
+
+
+def images(files, **changes):
+    source = sources.open_parts(files / "set")["train"]
+    return host_images.Images(source, host_images.Preparation(8, crop="random_resized", **changes))
+
+
+def batches(files, steps, threads=2, seed=0):
+    some = images(files)
+    return stream.batches(
+        some,
+        np.arange(len(some)),
+        seed,
+        lambda step: (step // 3, (8 * step + np.arange(8)) % 28),
+        steps,
+        lambda batch: batch,
+        threads,
+    )
+
+
+def test_batches_depend_on_seed_epoch_and_image_alone(files):
+    first, *others = (list(batches(files, range(6), threads)) for threads in (1, 2, 7))
+    for other in others:
+        for pair in zip(first, other, strict=True):
+            for one, same in zip(*pair):
+                np.testing.assert_array_equal(one, same)
+    later = next(batches(files, range(4, 6)))
+    np.testing.assert_array_equal(later[0], first[4][0])
+    np.testing.assert_array_equal(later[1], (32 + np.arange(8)) % 28)
+    seen = {(step // 3, index): image for step in range(6) for image, index in zip(*first[step])}
+    assert (seen[0, 5] != seen[1, 5]).any() and (
+        next(batches(files, range(1), seed=1))[0] != first[0][0]
+    ).any()
+    np.testing.assert_array_equal(images(files)[5:].sample(0, 1, 0), seen[1, 5])
+
+
+def test_the_order_is_that_of_the_loop_on_the_device(files):
+    mesh, key = devices.mesh(4), jax.random.key(3)
+    some, labels = images(files), np.arange(28)
+    options = {"seed": 0, "order_key": key, "size": 8, "steps_per_pass": 4, "mesh": mesh, "threads": 2}
+    with streamed_loop.open_batches(some, labels, steps=range(2, 7), **options) as opened:
+        for step, (pixels, index) in zip(range(2, 7), opened, strict=True):
+            expected = compiled_loop.shuffled_indices(key, step, 28, 8, 4)
+            np.testing.assert_array_equal(index, expected)
+            np.testing.assert_array_equal(pixels[3], some.sample(0, step // 4, int(expected[3])))
+            assert pixels.sharding.shard_shape(pixels.shape) == (2, 8, 8, 3)
+
+
+def test_threads_end_with_their_reader(files):
+    before = threading.active_count()
+    reader = batches(files, range(100))
+    next(reader)
+    assert threading.active_count() > before
+    reader.close()
+    assert threading.active_count() == before
+
+
+def test_an_image_that_is_damaged_while_training_is_named(files, tmp_path):
+    shutil.copytree(files / "set", tmp_path / "set")
+    some = images(tmp_path)
+    pathlib.Path(tmp_path / "set/train/class_2/3.JPEG").write_bytes(b"lost")
+    order = stream.batches(some, np.zeros(28), 0, lambda step: (0, np.arange(28)), range(3), tuple, 2)
+    with pytest.raises(ValueError, match=r"class_2/3\.JPEG: cannot be decoded as an image"):
+        list(order)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("decode", "to_device"))]
+
+
+def test_where_images_are_held_by_default(files, monkeypatch):
+    name = str(files / "set")
+    assert not datasets.load(name, image_size=8).is_streamed
+    assert datasets.load(name, image_size=8, crop="random_resized").is_streamed
+    monkeypatch.setattr(datasets, "_MOST_BYTES", 28 * 8 * 8 * 3)
+    assert not datasets.load(name, image_size=8).is_streamed
+    assert datasets.load(name, image_size=9).is_streamed
+    assert not datasets.load(name, image_size=9, input="device").is_streamed
+
+
+def test_smoke_takes_two_steps_of_random_crops(files, capsys):
+    given = small_runs.command(settings(files, **RANDOM), smoke=True)
+    train.main(*command_line.parse(train.define, given))
+    assert "parameters, loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": "random_resized", "input": "device"}, "--crop=random_resized for .*--input=host"),
+        (
+            {"crop": "random_resized", "image_size": None, "resize": None},
+            "--crop=random_resized for .*--image_size",
+        ),
+        (
+            {"dataset": "embedded", "image_size": None, "resize": None, "input": "host"},
+            "--input=host for 'embedded': expected a",
+        ),
+        ({"crop_area": 0.5}, "--crop_area has no effect with --crop=center"),
+        ({"decode_threads": 3}, "--decode_threads=3 has no effect with --input=device"),
+        ({"resize": 7}, "--resize=7 for .*expected --image_size or more, which is 8"),
+        ({"resize": 9, "image_size": None}, "--resize=9 for "),
+        (
+            {"input": "host", "image_size": None, "resize": None},
+            r"is 1\d x \d+, expected \d+ x \d+: --image_size brings",
+        ),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(files, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(files, "refused", **changes)
+    assert not (files / "refused").exists()
