@@ -7,8 +7,9 @@ Goes through the seeds of TABLE/table.json (`success_definition`), for each thro
 each of these through the searches. Every run is a process of its own, `experiments.search`, in
 RUN_DIR/SEARCH/CASE/seed_N. What is in TABLE/runs.jsonl is not run again, what is finished in RUN_DIR enters
 it, and what was interrupted goes on from its last checkpoint; a run that fails is reported at the end and
-does not stop the others. Then, and without --run_dir at once, the runs give TABLE/table.md, table.csv and
-table.png. Cells that were not run say so.
+does not stop the others. --seconds=540 ends in time; the run that is stopped goes on with the next call.
+Then, and without --run_dir at once, the runs give TABLE/table.md, table.csv and table.png. Cells that were
+not run say so.
 """
 
 import functools
@@ -30,8 +31,7 @@ def define(values: flags.FlagValues) -> None:
     add.integer("seed", 0, "First seed.", 0, command_line.MAX_SEED)
     about = "Seeds from the first one, as far as a search has them. Default: all."
     add.integer("num_seeds", None, about, lower_bound=1)
-    add.string("data_dir", None, "As of a search.")
-    add.string("compilation_cache_dir", None, "As of a search.")
+    table_run.define_shared(values)
 
 
 def _chosen(definition, values):
@@ -57,18 +57,18 @@ def _chosen(definition, values):
     ]
 
 
-def _run_missing(definition, values):
-    """Runs and records what is missing; returns the folders of the runs that failed."""
+def _run_missing(definition, values, end):
+    """Runs and records what is missing until the deadline; returns the folders of the runs that failed."""
     recorded, root = success_runs.read(definition), pathlib.Path(values.run_dir).expanduser()
     missing = {
         key: root / key[0] / key[1] / f"seed_{key[2]}"
         for key in _chosen(definition, values)
         if key not in recorded
     }
-    contents_of = functools.cache(functools.partial(table_run.contents_of, values, search))
+    contents_of = table_run.contents_reader(values)
 
     def is_finished(key, path):
-        contents = functools.partial(contents_of, *definition.recipes[key[:2]].arguments)
+        contents = functools.partial(contents_of, search, *definition.recipes[key[:2]].arguments)
         return success_runs.is_finished(definition, key, path, contents)
 
     for key, path in missing.items():  # before anything is started: no folder holds other runs
@@ -76,7 +76,13 @@ def _run_missing(definition, values):
     failed = []
     for key, path in missing.items():
         arguments = definition.recipes[key[:2]].arguments
-        if is_finished(key, path) or table_run.start(search, arguments, path, values, seeds=[key[2]]):
+        try:
+            is_done = is_finished(key, path) or table_run.start(
+                search, arguments, path, values, [key[2]], end
+            )
+        except table_run.OutOfTime:
+            break
+        if is_done:
             success_runs.record(definition, key, path)
         else:
             failed.append(path)
@@ -84,12 +90,13 @@ def _run_missing(definition, values):
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
+    end = table_run.deadline(values)
     if len(arguments) != 1:
         raise ValueError(f"got {len(arguments)} arguments, expected one: the folder of the table")
     if values.run_dir is None and (given := run_flags.given(values)):
         raise ValueError(f"--{min(given)} has no effect without --run_dir, the folder for all runs")
     definition = success_definition.load(arguments[0], search.resolve)
-    failed = _run_missing(definition, values) if values.run_dir else []
+    failed = _run_missing(definition, values, end) if values.run_dir else []
     runs = success_runs.read(definition)
     cells = success_cells.cells(definition, runs)
     (definition.path / "table.md").write_text(success_text.markdown(definition, cells))

@@ -1,63 +1,157 @@
-"""Runs what a table lacks: the searches and trainings of one of its columns, seed by seed.
+"""Runs what a table lacks: the searches and trainings of its columns, seed by seed.
 
     python -m experiments.table_run experiments/results/small_data --column=embedded_wrn_10_1 \\
         --run_dir=runs/small_data
 
-Goes through the seeds, and for each through the rows of the table; what is finished is skipped and what was
-interrupted goes on from its last checkpoint, so that the same command can be given again at any time. Every
-run is a process of its own, `experiments.search` or `experiments.train`, with the flags of its cell, in
-RUN_DIR/COLUMN/ROW/seed_N and RUN_DIR/COLUMN/ROW/search/seed_N; what several columns have is run once, for the
-first of them. A folder with a run of other flags, or of other data or another policy under the same names, is
-an error. A run that fails is reported at the end and does not stop the others. `experiments.tables TABLE
---collect=RUN_DIR` puts the results into the table.
+Goes through the columns, in each through the seeds, and for each seed through the rows, in the order of the
+table; what is finished is skipped and what was interrupted goes on from its last checkpoint, so that the same
+command can be given again at any time. Every run is a process of its own, `experiments.search` or
+`experiments.train`, with the flags of its cell, in RUN_DIR/COLUMN/ROW/seed_N and
+RUN_DIR/COLUMN/ROW/search/seed_N; what several columns have is run once, for the first of them. A folder with
+a run of other flags, or of other data or another policy under the same names, is an error. A run that fails
+is reported at the end and does not stop the others; cells whose data are not there are left out, and a line
+says so. `experiments.tables TABLE --collect=RUN_DIR` puts the results into the table.
+
+--seconds=540 ends in time: the run that is not finished then is stopped, and goes on with the next call.
+--skip_recorded leaves out what is in the table already, where its run folders are not at hand.
 
 On an accelerator --seeds_at_once=5 trains the seeds of a row together; policies found by a search differ
 between seeds, so only the searches and not their trainings can.
 """
 
 import functools
+import itertools
+import math
 import pathlib
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable
+from typing import NamedTuple
 
 from absl import flags
 
 from experiments import search, train
+from experiments.data import datasets
 from experiments.runs import command_line, run_flags, run_folder
-from experiments.summaries import table_definition
+from experiments.summaries import table_definition, table_runs
+
+_MARGIN = 10.0  # seconds for imports before the clock starts, and for what a command does at its end
+
+
+class OutOfTime(Exception):
+    """The seconds of a command are over."""
+
+
+class _Cell(NamedTuple):
+    key: tuple[str, str]  # of the column and row whose runs these are
+    recipe: table_definition.Recipe
+    folder: pathlib.Path
+    search_folder: pathlib.Path | None  # rows that share a search share its folder
 
 
 def define(values: flags.FlagValues) -> None:
     add = command_line.definers(values)
     add.string("run_dir", None, "Folder for all runs of the table.")
-    add.string("column", None, "Key of the column of the table that is run.")
+    add.string("column", None, "Key of the column of the table that is run. Default: all.")
     add.list("rows", [], "Keys of the rows that are run. Default: all.")
+    add.bool("skip_recorded", False, "Leave out what is in the table already.")
     add.integer("seed", 0, "First seed.", 0, command_line.MAX_SEED)
     add.integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", 1, command_line.MAX_SEEDS)
     add.integer("seeds_at_once", 1, "Seeds of a row that one process gets.", lower_bound=1)
+    define_shared(values)
+
+
+def define_shared(values: flags.FlagValues) -> None:
+    """Defines the flags of all commands that start runs."""
+    add = command_line.definers(values)
+    about = "End after so many seconds; the run that is not finished then goes on with the next call."
+    add.integer("seconds", None, about, lower_bound=int(2 * _MARGIN))
     add.string("data_dir", None, "As of a search.")
     add.string("compilation_cache_dir", None, "As of a search.")
 
 
-def _recipes(definition, values):
-    """The recipes of all rows that the column of the flags has."""
-    columns = [column.key for column in definition.columns]
-    if values.column not in columns:
-        raise ValueError(f"--column: got {values.column!r}, expected one of {', '.join(columns)}")
-    recipes = {row: recipe for (key, row), recipe in definition.recipes.items() if key == values.column}
-    if unknown := set(values.rows) - set(recipes):
-        raise ValueError(f"--rows: got {', '.join(sorted(unknown))}, expected some of {', '.join(recipes)}")
-    return recipes
+def _columns(definition, values):
+    """The cells that the flags ask for, column by column, in the order in which they are run."""
+    keys = [column.key for column in definition.columns]
+    if values.column not in (None, *keys):
+        raise ValueError(f"--column: got {values.column!r}, expected one of {', '.join(keys)}")
+    columns = [_cells(definition, values, key) for key in keys if values.column in (None, key)]
+    rows = dict.fromkeys(row for cells in columns for row in cells)
+    if unknown := set(values.rows) - set(rows):
+        raise ValueError(f"--rows: got {', '.join(sorted(unknown))}, expected some of {', '.join(rows)}")
+    chosen = [row for row in definition.order if not values.rows or row in values.rows]
+    return [[cells[row] for row in chosen if row in cells] for cells in columns]
 
 
-def contents_of(
-    values: flags.FlagValues, command: types.ModuleType, *arguments: str
-) -> dict[str, str | None]:
-    """What a run of a command line with the shared flags of a table would be made of now, by content."""
-    settings = command.resolve([*arguments, *_shared(values)])
-    return command.contents_of(settings, run_flags.load_dataset(settings))
+def _cells(definition, values, column):
+    """The cells of a column by row."""
+    cells, search_folders = {}, {}
+    for (other, row), recipe in definition.recipes.items():
+        if other != column:
+            continue
+        key, *_ = (cell for cell, same in definition.recipes.items() if cell[1] == row and same == recipe)
+        folder = pathlib.Path(values.run_dir).expanduser().joinpath(*key)
+        searched = recipe.search and search_folders.setdefault(tuple(recipe.search), folder / "search")
+        cells[row] = _Cell(key, recipe, folder, searched)
+    return cells
+
+
+def _with_data(columns, values):
+    """The cells whose data are there; says in one line of each data set that is not what it lacks.
+
+    Raises:
+      FileNotFoundError: there is no such cell.
+    """
+    kept, lacking = [], {}
+    for cells in columns:
+        kept.append([])
+        for cell in cells:
+            if problem := _problem(cell, values):
+                lacking.setdefault(problem, []).append(cell)
+            else:
+                kept[-1].append(cell)
+    if not any(kept):
+        raise FileNotFoundError(f"no cell can be run here: {'; '.join(lacking)}")
+    for problem, left_out in lacking.items():
+        print(f"{len(left_out)} cells cannot be run here: {problem}", file=sys.stderr, flush=True)
+    return kept
+
+
+def _problem(cell, values):
+    """Which data a cell lacks, or None."""
+    try:
+        for command, line in ((train, cell.recipe.train), (search, cell.recipe.search)):
+            if line is not None:
+                settings = command.resolve([*line, *_shared(values)])
+                datasets.require_files(settings["dataset"], settings["data_dir"])
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def contents_reader(values: flags.FlagValues) -> Callable[..., dict[str, str | None]]:
+    """A function of a command and its arguments: what a run of them would be made of now, by content.
+
+    The shared flags of a table are added. A data set is read once.
+    """
+    read = {}
+
+    @functools.cache
+    def contents_of(command, *arguments):
+        settings = command.resolve([*arguments, *_shared(values)])
+        key = str([settings.get(name) for name in run_flags.DATASET_FLAGS])
+        if key not in read:
+            read[key] = run_flags.load_dataset(settings)
+        return command.contents_of(settings, read[key])
+
+    return contents_of
+
+
+def deadline(values: flags.FlagValues) -> float:
+    """When the last run must have ended, in seconds of time.monotonic()."""
+    return math.inf if values.seconds is None else time.monotonic() + values.seconds - _MARGIN
 
 
 def _is_finished(
@@ -101,100 +195,108 @@ def start(
     folder: pathlib.Path,
     values: flags.FlagValues,
     seeds: list[int],
+    end: float,
 ) -> bool:
     """Runs a command in a process of its own, with the shared flags of a table; whether it ended well.
 
     With several seeds, which follow each other, it makes a folder for each in `folder`. A run that was begun
     there is resumed.
+
+    Raises:
+      OutOfTime: it was not done at the deadline `end`, and killed, which loses what came after its last
+        checkpoint.
     """
+    if (left := end - time.monotonic()) <= 0.0:
+        raise OutOfTime
     line = [
         *(sys.executable, "-m", command.__name__, *arguments, *_shared(values)),
         *(f"--run_dir={folder}", f"--seed={seeds[0]}", f"--num_seeds={len(seeds)}"),
         *(["--resume"] if any(folder.glob("**/flags.txt")) else []),
     ]
     print(" ".join(line[1:]), flush=True)
-    return subprocess.run(line, stdout=subprocess.DEVNULL).returncode == 0
+    try:
+        return subprocess.run(line, stdout=subprocess.DEVNULL, timeout=left).returncode == 0
+    except subprocess.TimeoutExpired as error:
+        raise OutOfTime from error
 
 
 class _Runner:
     """Starts the processes of a table, and remembers the folders of those that failed."""
 
-    def __init__(self, values, defaults):
+    def __init__(self, values, defaults, end):
         self.failed = []
-        self._values, self._defaults = values, defaults
-        self._contents = functools.cache(functools.partial(contents_of, values))
+        self._values, self._defaults, self._end = values, defaults, end
+        self._contents = contents_reader(values)
 
     def _start(self, command, arguments, root, seeds):
         """Runs some seeds in one process, each in root/seed_N."""
         folder = root / f"seed_{seeds[0]}" if len(seeds) == 1 else root
-        if not start(command, arguments, folder, self._values, seeds):
+        if not start(command, arguments, folder, self._values, seeds, self._end):
             self.failed += [root / f"seed_{seed}" for seed in seeds]
 
-    def search(self, recipe, root, seeds):
-        """Searches with the seeds that are not finished yet."""
-        missing = [seed for seed in seeds if not self.is_searched(recipe, root, seed)]
-        for group in _groups(missing, self._values.seeds_at_once):
-            self._start(search, recipe.search, root, group)
+    def run(self, cell, seeds):
+        """Searches, where the cell has a search, and trains with the seeds that are not finished yet."""
+        if cell.search_folder:
+            missing = [seed for seed in seeds if not self._is_searched(cell, seed)]
+            for group in _groups(missing, self._values.seeds_at_once):
+                self._start(search, cell.recipe.search, cell.search_folder, group)
+            seeds = [seed for seed in seeds if cell.search_folder / f"seed_{seed}" not in self.failed]
+        missing = [seed for seed in seeds if not self.is_trained(cell, seed)]
+        for group in _groups(missing, 1 if cell.search_folder else self._values.seeds_at_once):
+            policy = [f"--policy={_found(cell, group[0])}"] if cell.search_folder else []
+            self._start(train, [*cell.recipe.train, *policy], cell.folder, group)
 
-    def is_searched(self, recipe, root, seed):
-        """Whether the search of a seed is finished."""
+    def _is_searched(self, cell, seed):
+        path, recipe = cell.search_folder / f"seed_{seed}", cell.recipe
         contents = functools.partial(self._contents, search, *recipe.search)
-        return _is_finished(root / f"seed_{seed}", recipe.search_flags, self._defaults["search"], contents)
+        return _is_finished(path, recipe.search_flags, self._defaults["search"], contents)
 
-    def is_trained(self, recipe, root, seed, search_root):
+    def is_trained(self, cell, seed):
         """Whether the training of a seed is finished."""
 
         def contents():
-            found = search_root and search_root / f"seed_{seed}" / "policy.json"
+            found = cell.search_folder and _found(cell, seed)
             policy = [f"--policy={found}"] if found and found.is_file() else []
-            made_of = dict(self._contents(train, *recipe.train, *policy))
+            made_of = dict(self._contents(train, *cell.recipe.train, *policy))
             if found and not policy:  # the search is to be run, again
                 del made_of["policy"]
             return made_of
 
-        return _is_finished(root / f"seed_{seed}", recipe.train_flags, self._defaults["train"], contents)
+        path = cell.folder / f"seed_{seed}"
+        return _is_finished(path, cell.recipe.train_flags, self._defaults["train"], contents)
 
-    def train(self, recipe, root, seeds, search_root):
-        """Trains with the seeds that are not finished yet and whose search did not fail."""
-        ready = [s for s in seeds if search_root is None or search_root / f"seed_{s}" not in self.failed]
-        missing = [seed for seed in ready if not self.is_trained(recipe, root, seed, search_root)]
-        for group in _groups(missing, 1 if search_root else self._values.seeds_at_once):
-            policy = [f"--policy={search_root / f'seed_{group[0]}' / 'policy.json'}"] if search_root else []
-            self._start(train, [*recipe.train, *policy], root, group)
+
+def _found(cell, seed):
+    """The policy that the search of a seed finds."""
+    return cell.search_folder / f"seed_{seed}" / "policy.json"
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> None:
+    end = deadline(values)
     if len(arguments) != 1:
         raise ValueError(f"got {len(arguments)} arguments, expected one: the folder of the table")
     if values.run_dir is None:
         raise ValueError("--run_dir: expected the folder for all runs of the table")
     definition = table_definition.load(arguments[0], {"train": train.resolve, "search": search.resolve})
-    recipes = _recipes(definition, values)
-    folders = {}
-    for row, recipe in recipes.items():
-        first, *_ = (cell for cell, other in definition.recipes.items() if cell[1] == row and other == recipe)
-        folders[row] = pathlib.Path(values.run_dir).expanduser().joinpath(*first)
-    search_roots = {}  # rows that share a search share its folder
-    for row, recipe in recipes.items():
-        if recipe.search is not None:
-            search_roots.setdefault(tuple(recipe.search), folders[row] / "search")
-    chosen = {row: recipe for row, recipe in recipes.items() if not values.rows or row in values.rows}
+    columns = _with_data(_columns(definition, values), values)
+    recorded = table_runs.read(definition) if values.skip_recorded else []
+    recorded = {(run.column, run.row, run.seed) for run in recorded}
     seeds = list(range(values.seed, values.seed + values.num_seeds))
-    runner = _Runner(values, definition.defaults)
-    for row, recipe in chosen.items():  # before anything is started: no folder holds other runs
+    runner = _Runner(values, definition.defaults, end)
+    for cell in itertools.chain(*columns):  # before anything is started: no folder holds other runs
         for seed in seeds:
-            searched = recipe.search and search_roots[tuple(recipe.search)]
-            runner.is_trained(recipe, folders[row], seed, searched)
-    for group in _groups(seeds, values.seeds_at_once):
-        for row, recipe in chosen.items():
-            search_root = None if recipe.search is None else search_roots[tuple(recipe.search)]
-            if search_root:
-                runner.search(recipe, search_root, group)
-            runner.train(recipe, folders[row], group, search_root)
+            runner.is_trained(cell, seed)
+    try:
+        for cells, group in itertools.product(columns, _groups(seeds, values.seeds_at_once)):
+            for cell in cells:
+                runner.run(cell, [seed for seed in group if (*cell.key, seed) not in recorded])
+        ending = f"all runs are in {values.run_dir}"
+    except OutOfTime:
+        ending = f"the time is over; the same command goes on with the runs in {values.run_dir}"
     if runner.failed:
         names = ", ".join(map(str, runner.failed))
         raise command_line.Interrupted(f"{len(runner.failed)} runs failed: {names}")
-    print(f"all runs are in {values.run_dir}")
+    print(ending)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import quick_jit
 
+from experiments import table_run
 from experiments.runs import command_line, compiled_loop, run_folder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -65,6 +67,12 @@ def run(binary, settings, run_dir, *more, xla_flags=""):
     code, errors = _end(process, timeout=600)
     assert code == 0, errors
     return run_dir
+
+
+def stand_in(monkeypatch, run):
+    """Lets a function start the processes of tables, in place of subprocess.run."""
+    names = types.SimpleNamespace(run=run, DEVNULL=None, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(table_run, "subprocess", names)
 
 
 def compile_quickly(monkeypatch):

@@ -5,13 +5,12 @@ import os
 import pathlib
 import shutil
 import subprocess
-import types
 
 import pytest
 import quick_jit
 import small_runs
 
-from experiments import search, success_table, table_run
+from experiments import search, success_table
 from experiments.data import datasets, planting
 from experiments.figures import success_figure
 from experiments.runs import command_line, run_folder
@@ -154,7 +153,7 @@ def processes(monkeypatch):
         write_run(pathlib.Path(path), line[3:])
         return subprocess.CompletedProcess(line, 0)
 
-    monkeypatch.setattr(table_run, "subprocess", types.SimpleNamespace(run=start, DEVNULL=None))
+    small_runs.stand_in(monkeypatch, start)
     return started, failing
 
 
@@ -198,6 +197,18 @@ def test_parts_of_the_table(folder, tmp_path, processes):
     assert [line.split("/runs/")[1].split()[0] for line in started[1:]] == [
         *("official/Rotate-/seed_0", "official/Invert/seed_0")
     ]
+
+
+def test_the_command_ends_in_time(folder, tmp_path, monkeypatch, capsys):
+    started = []
+
+    def start(line, timeout, **_):
+        started.append(timeout)
+        raise subprocess.TimeoutExpired(line, timeout)
+
+    small_runs.stand_in(monkeypatch, start)
+    command(folder, f"--run_dir={tmp_path / 'runs'}", "--seconds=60")
+    assert started == [pytest.approx(50.0, abs=5.0)] and "0 of 9 runs" in capsys.readouterr().out
 
 
 def test_a_record_says_what_became_of_the_op(folder, tmp_path):

@@ -4,10 +4,11 @@ import json
 import math
 import pathlib
 import subprocess
-import types
+import time
 
 import numpy as np
 import pytest
+import small_runs
 from PIL import Image
 
 from dada import ops, policies
@@ -218,7 +219,7 @@ def test_columns_share_the_runs_of_one_recipe(tmp_path, monkeypatch):
         started.append(line)
         return subprocess.CompletedProcess(line, 0)
 
-    monkeypatch.setattr(table_run, "subprocess", types.SimpleNamespace(run=start, DEVNULL=None))
+    small_runs.stand_in(monkeypatch, start)
     run_table(definition, tmp_path, "--column=other", "--num_seeds=1", "--rows=identity,found")
     places = [next(text for text in line if text.startswith("--run_dir=")) for line in started]
     ends = "small/identity/seed_0", "other/found/search/seed_0", "other/found/seed_0"
@@ -372,7 +373,7 @@ def processes(monkeypatch, definition):
                 write_run(path, flags, 0.25, contents=contents)
         return subprocess.CompletedProcess(line, 0)
 
-    monkeypatch.setattr(table_run, "subprocess", types.SimpleNamespace(run=start, DEVNULL=None))
+    small_runs.stand_in(monkeypatch, start)
     return started, failing
 
 
@@ -438,6 +439,89 @@ def test_the_runner_gives_seeds_to_one_process(definition, tmp_path, processes):
         *(("train", "2"), ("search", "2"), ("train", "2")),
     ]
     assert "--num_seeds=2" in started[0] and "--num_seeds=1" in started[2]
+
+
+def starts(started):
+    """Row and seed of the runs that were started."""
+    return [line.split("--run_dir=")[1].split()[0].split("/small/")[1] for line in started]
+
+
+def test_the_most_telling_rows_come_first(tmp_path, processes):
+    definition = table_definition.load(write(tmp_path / "table", order=["cutout", "random_1"]), RESOLVE)
+    run_table(definition, tmp_path, "--num_seeds=1", "--rows=random_0,random_1,identity,cutout")
+    assert starts(processes[0]) == [f"{row}/seed_0" for row in ("cutout", "random_1", "identity", "random_0")]
+    with pytest.raises(ValueError, match=r"table\.json: ValueError: order: got best, expected keys of rows"):
+        table_definition.load(write(tmp_path / "table", order=["cutout", "best"]), RESOLVE)
+
+
+def test_what_is_recorded_can_be_left_out(definition, tmp_path, processes):
+    write_runs(definition, tmp_path / "elsewhere")  # seeds 0 and 1 of identity, 0 of found
+    table_runs.collect(definition, tmp_path / "elsewhere")
+    run_table(definition, tmp_path, "--skip_recorded", "--rows=identity,cutout,found")
+    expected = ["cutout/seed_0", "cutout/seed_1", "found/search/seed_1", "found/seed_1"]
+    assert starts(processes[0]) == expected
+
+
+def test_cells_without_data_are_left_out(tmp_path, processes, capsys):
+    columns = [{**DEFINITION["columns"][0], "key": "cifar", "train": ["--dataset=cifar10"]}]
+    columns += DEFINITION["columns"][:1]
+    definition = table_definition.load(write(tmp_path / "table", columns=columns), RESOLVE)
+    usual = (f"--run_dir={tmp_path / 'runs'}", str(definition.path))
+    command(table_run, *usual, f"--data_dir={tmp_path}", "--rows=identity,cutout")
+    assert starts(processes[0]) == ["identity/seed_0", "cutout/seed_0"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("1 cells cannot be run here: cifar10: no complete set; looked for ")
+    with pytest.raises(FileNotFoundError, match=r"no cell can be run here: .* needs --data_dir"):
+        command(table_run, "--column=cifar", *usual)
+
+
+def test_a_data_set_is_read_once(definition, tmp_path, processes, monkeypatch):
+    run_table(definition, tmp_path)
+    reads, load = [], datasets.load
+    monkeypatch.setattr(datasets, "load", lambda *arguments: reads.append(arguments) or load(*arguments))
+    run_table(definition, tmp_path)
+    assert len(reads) == 1
+
+
+def test_a_run_is_stopped_in_time(tmp_path):
+    values, _ = command_line.parse(table_run.define, ["--seconds=60"])
+    begin = time.monotonic()
+    assert table_run.deadline(values) == pytest.approx(begin + 50.0, abs=1.0)
+    for seconds in (1.0, -1.0):
+        with pytest.raises(table_run.OutOfTime):
+            table_run.start(train, [], tmp_path / "run", values, [0], begin + seconds)
+    assert time.monotonic() - begin < 5.0 and not (tmp_path / "run").exists()
+
+
+def test_a_stopped_table_goes_on_to_the_same_bytes(tmp_path, monkeypatch, capsys):
+    small_runs.write_data_set(tmp_path / "tiny.npz", 40, 8)
+    line = [f"--dataset={tmp_path / 'tiny.npz'}", "--model=wrn_10_1", "--epochs=3", "--batch_size=20"]
+    column = {"key": "small", "name": "", "train": [*line, "--num_devices=1"]}
+    rows = [{**row, "train": row["train"]} for row in DEFINITION["rows"] if "role" in row]
+    definition = table_definition.load(write(tmp_path / "table", columns=[column], rows=rows), RESOLVE)
+    whole, stopped = (tmp_path / name / "small" / "identity" / "seed_0" for name in ("whole", "stopped"))
+    run, usual = subprocess.run, ("--rows=identity", "--seconds=500", str(definition.path))
+    command(table_run, f"--run_dir={tmp_path / 'whole'}", *usual)
+
+    def run_one_epoch(line, timeout, **_):
+        assert 400 < timeout <= 490
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        small_runs.kill_when(process, lambda: (stopped / "checkpoints" / "2").exists())
+        raise subprocess.TimeoutExpired(line, timeout)
+
+    small_runs.stand_in(monkeypatch, run_one_epoch)
+    command(table_run, f"--run_dir={tmp_path / 'stopped'}", *usual)
+    assert "the time is over; the same command goes on" in capsys.readouterr().out
+    assert not run_folder.RunFolder(stopped).is_finished
+    small_runs.stand_in(monkeypatch, run)
+    command(table_run, f"--run_dir={tmp_path / 'stopped'}", *usual)
+    assert run_folder.RunFolder(stopped).is_finished and "resumed" in run_folder.read_environment(stopped)
+    ends = [run_folder.RunFolder(path) for path in (whole, stopped)]
+    first, second = (
+        [{k: v for k, v in line.items() if "seconds" not in k} for line in run_folder.read_metrics(end.path)]
+        for end in ends
+    )
+    assert first == second and len(first) == 3
 
 
 def test_the_runner_refuses_a_folder_with_other_runs(definition, tmp_path, processes):

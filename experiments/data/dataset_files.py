@@ -32,16 +32,21 @@ class Arrays(NamedTuple):
     valid_labels: np.ndarray | None = None
 
 
+def find_svhn(data_dir):
+    """Paths of the training and test part of SVHN in a folder; FileNotFoundError names what is missing."""
+    paths = [pathlib.Path(data_dir) / f"{part}_32x32.mat" for part in ("train", "test")]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"svhn: not found: {', '.join(missing)}")
+    return paths
+
+
 def read_svhn(data_dir, with_extra):
     """Reads SVHN (cropped digits, MATLAB files), uint8 [N, 32, 32, 3]; label 10 of the files is digit 0.
 
     `with_extra` appends extra_32x32.mat to the training part where it lies in the folder.
     """
-    data_dir = pathlib.Path(data_dir)
-    *paths, extra = (data_dir / f"{part}_32x32.mat" for part in ("train", "test", "extra"))
-    if missing := [str(path) for path in paths if not path.is_file()]:
-        raise FileNotFoundError(f"svhn: not found: {', '.join(missing)}")
-    train, test = map(_read_mat, paths)
+    train, test = map(_read_mat, find_svhn(data_dir))
+    extra = pathlib.Path(data_dir) / "extra_32x32.mat"
     if with_extra and extra.is_file():
         train = tuple(np.concatenate(pair) for pair in zip(train, _read_mat(extra)))
     elif with_extra:

@@ -200,20 +200,34 @@ def _read_valid(path, classes, shape, prepared):
     raise ValueError(f"--valid_dataset={path}: expected {expected}")
 
 
-def _read_official(name, data_dir, download):
-    """Arrays of CIFAR or SVHN, whole or reduced."""
+def require_files(name, data_dir=None):
+    """Raises what `load` raises of a data set whose files are not there, without reading them."""
+    base = name.removeprefix("reduced_")
+    if base in NUM_CLASSES:
+        _find_official(name, base, data_dir)
+    elif base != "embedded" and not pathlib.Path(name).exists():
+        raise FileNotFoundError(f"{name}: no such file or folder")
+
+
+def _find_official(name, base, data_dir):
     if data_dir is None:
         raise ValueError(f"data set {name!r} needs --data_dir: the folder with its files")
-    base = name.removeprefix("reduced_")
-    if download:
-        _download(name, base, data_dir)
     try:
-        if base == "svhn":
-            arrays = dataset_files.read_svhn(data_dir, with_extra=name == "svhn")
-        else:
-            arrays = cifar_files.read_cifar(base, data_dir)
+        return dataset_files.find_svhn(data_dir) if base == "svhn" else cifar_files.find_cifar(base, data_dir)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --download fetches the official files") from error
+
+
+def _read_official(name, data_dir, download):
+    """Arrays of CIFAR or SVHN, whole or reduced."""
+    base = name.removeprefix("reduced_")
+    if download and data_dir is not None:
+        _download(name, base, data_dir)
+    _find_official(name, base, data_dir)
+    if base == "svhn":
+        arrays = dataset_files.read_svhn(data_dir, with_extra=name == "svhn")
+    else:
+        arrays = cifar_files.read_cifar(base, data_dir)
     return _reduce(name, arrays) if name in REDUCED else arrays
 
 

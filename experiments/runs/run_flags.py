@@ -18,6 +18,12 @@ NOT_RECIPE = (
     *("run_dir", "resume", "seed", "num_seeds", "data_dir", "download", "smoke", "measure_cost"),
     *("compilation_cache_dir", "num_devices", "input", "decode_threads"),
 )
+_LOADED = ("data_dir", "download", "image_size", "exif_orientation", "resize", "crop", "crop_area", "input")
+# What `load_dataset` reads.
+DATASET_FLAGS = (
+    *("dataset", "valid_dataset", *_LOADED),
+    *("decode_threads", "pretrained", "imagenet_statistics"),
+)
 _PATHS = ("run_dir", "dataset", "data_dir", "valid_dataset", "policy", "pretrained", "proxy")
 
 
@@ -113,8 +119,7 @@ def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
 
     Raises: as `datasets.load`; ValueError for a flag that has no effect.
     """
-    names = ("data_dir", "download", "image_size", "exif_orientation", "resize", "crop", "crop_area", "input")
-    given = {name: settings[name] for name in names if name in settings}
+    given = {name: settings[name] for name in _LOADED if name in settings}
     dataset = datasets.load(settings["dataset"], **given, valid_dataset=settings.get("valid_dataset"))
     if settings["decode_threads"] and not dataset.is_streamed:
         raise ValueError(f"--decode_threads={settings['decode_threads']} has no effect with --input=device")

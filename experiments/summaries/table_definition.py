@@ -8,7 +8,8 @@ A definition is TABLE/table.json:
 
 The recipe of a cell is the command line of its column followed by that of its row. `train` and `search` of a
 row may be mappings from column keys, for a row that some columns do not have. Columns in which a row has the
-same recipe share its runs, which are kept as those of the first of them. A row with `search` trains with the
+same recipe share its runs, which are kept as those of the first of them. `order`, if there is one, is a list
+of the rows that are run first, the most telling one at its start. A row with `search` trains with the
 policy that a search with these flags and the same seed found. `role` is "identity" or "random" for the rows
 that every table must have: without them no error says what a search is worth.
 
@@ -88,6 +89,7 @@ class Definition(NamedTuple):
     hours: PaperTable | None
     recipes: dict[tuple[str, str], Recipe]  # by keys of column and row, without cells that do not exist
     defaults: dict[str, dict[str, str]]  # by command, the flags of an empty command line
+    order: list[str]  # keys of all rows, as they are run
 
 
 def load(folder: str | os.PathLike, resolve: Resolve) -> Definition:
@@ -105,13 +107,17 @@ def load(folder: str | os.PathLike, resolve: Resolve) -> Definition:
         rows = [Row(**row) for row in text["rows"]]
         errors, hours = (text[name] and paper_table(text[name]) for name in ("errors", "hours"))
         _check(columns, rows, errors)
+        order = text.get("order", [])
+        if unknown := set(order) - {row.key for row in rows}:
+            raise ValueError(f"order: got {', '.join(sorted(unknown))}, expected keys of rows")
         cells = {(column.key, row.key): _recipe(column, row, resolve) for column in columns for row in rows}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     recipes = {cell: recipe for cell, recipe in cells.items() if recipe}
     defaults = {name: _flags(of_command, []) for name, of_command in resolve.items()}
     about = text["title"], text["about"]
-    return Definition(path.parent, *about, columns, rows, errors, hours, recipes, defaults)
+    order = list(dict.fromkeys([*order, *(row.key for row in rows)]))
+    return Definition(path.parent, *about, columns, rows, errors, hours, recipes, defaults, order)
 
 
 def _check(columns, rows, errors):
