@@ -23,7 +23,7 @@ import jax
 from absl import flags
 
 from dada import models, ops, policies
-from dada.training import sgd
+from dada.training import policy_training, sgd
 from experiments.data import datasets, planting
 from experiments.figures import finished_run, verdict_figure
 from experiments.methods import dada_method, ddas_method, deepaa_method, judge, search_loop, search_run
@@ -187,7 +187,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
         method.library.Config,
         settings,
         dataset,
-        apply=network.apply,
+        apply=policy_training.in_dtype(network.apply, settings.get("dtype", "float32")),
         space=space,
         steps_per_epoch=search_loop.steps_per_epoch(len(train.labels), settings["batch_size"]),
     )

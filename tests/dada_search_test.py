@@ -26,6 +26,7 @@ from dada import ops
 from dada.models import layers
 from dada.searches.dada import config as dada_config
 from dada.searches.dada import search as dada_search
+from dada.training import policy_training
 
 
 def test_learning_rate_is_constant_within_an_epoch():
@@ -36,10 +37,13 @@ def test_learning_rate_is_constant_within_an_epoch():
     assert rate(320) == rate(5000) == np.float32(0.001)  # the floor for ever after the last
 
 
-@pytest.mark.parametrize("planted", ["Invert", "Brightness-"])
-def test_a_planted_op_comes_out_on_top(planted):
+@pytest.mark.parametrize(
+    ("planted", "dtype"), [("Invert", "float32"), ("Brightness-", "float32"), ("Invert", "bfloat16")]
+)
+def test_a_planted_op_comes_out_on_top(planted, dtype):
     settings = config(
-        score="cosine", space=DIRECTED, num_epochs=50, learning_rate=0.02, policy_learning_rate=0.1
+        **{"apply": policy_training.in_dtype(apply, dtype), "score": "cosine", "space": DIRECTED},
+        **{"num_epochs": 50, "learning_rate": 0.02, "policy_learning_rate": 0.1},
     )
     images = batch(1, 64)
     row = next(row for row in DIRECTED.rows if row.name == planted)

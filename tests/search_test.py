@@ -209,6 +209,15 @@ def test_official_preset_and_max_steps(files, monkeypatch):
         ),
         ({"preset": "official", "score": "exact"}, "--score=exact has no effect with --preset=official"),
         ({"preset": "official", "estimator": "straight_through"}, "expected one of relax, reinforce, gumbel"),
+        (
+            {"preset": "official", "dtype": "bfloat16"},
+            "--dtype=bfloat16 has no effect with --preset=official",
+        ),
+        (
+            {"score": "exact", "hypergradient": "finite_difference", "dtype": "bfloat16"},
+            "--dtype=bfloat16: got --hypergradient=finite_difference, expected exact",
+        ),
+        ({"method": "ddas", "dtype": "bfloat16"}, "--dtype belongs to --method=dada, got --method=ddas"),
         ({"policy_space": "slots", "top_k": 10}, "--top_k=10 has no effect with --policy_space=slots"),
     ],
 )

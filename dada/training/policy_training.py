@@ -199,7 +199,7 @@ def step(
         labels = jnp.repeat(labels, config.batch_augmentation, axis=0)
     rate = learning_rate(config, state.step)
     new_state, metrics = sgd.train_step(
-        _in_dtype(config.apply, config.dtype),
+        in_dtype(config.apply, config.dtype),
         state,
         network_input(keys, config, images, _policy_epoch(config, state.step), axis_name),
         labels,
@@ -286,16 +286,17 @@ def _weight_decays(config, params):
     )
 
 
-def _in_dtype(apply, dtype):
-    """The network with weights and activations in `dtype`; logits and statistics stay float32."""
+def in_dtype(apply: Callable, dtype: str) -> Callable:
+    """A network with weights and activations in `dtype`; logits and statistics stay float32.
+
+    Gradient: in the dtype of the parameters, and so are derivatives along a direction.
+    """
     if dtype == "float32":
         return apply
 
-    def cast_apply(params, batch_stats, images, is_training, key=None, *, axis_name=None):
+    def cast_apply(params, batch_stats, images, *arguments, **more):
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        logits, new_stats = apply(
-            params, batch_stats, images.astype(dtype), is_training, key, axis_name=axis_name
-        )
+        logits, new_stats = apply(params, batch_stats, images.astype(dtype), *arguments, **more)
         return logits.astype(jnp.float32), jax.tree.map(lambda new: new.astype(jnp.float32), new_stats)
 
     return cast_apply

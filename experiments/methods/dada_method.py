@@ -29,6 +29,8 @@ def define(values: flags.FlagValues) -> None:
     add.enum("score", "cosine", ("cosine", "exact"), about)
     about = "Sub-policies of a step; they share the images: a step has batch_size / num_draws of them."
     add.integer("num_draws", 8, about, lower_bound=2)
+    about = "In which the network computes; scores and updates are float32, trainings of --judge too."
+    add.enum("dtype", "float32", ("float32", "bfloat16"), about)
     about = "Directional derivatives by JVP or by differences."
     add.enum("hypergradient", None, ("exact", "finite_difference"), about)
     add.integer("top_k", 25, "Sub-policies that the policy keeps.", lower_bound=1)
@@ -39,7 +41,7 @@ def define(values: flags.FlagValues) -> None:
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
     if settings["preset"] == "official":
-        names = ("policy_space", "score", "num_draws")
+        names = ("policy_space", "score", "num_draws", "dtype")
         return dict.fromkeys(names, "--preset=official")
     names = {}
     if settings["estimator"] == "reinforce":
@@ -73,6 +75,9 @@ def defaults(settings: Settings) -> dict[str, Any]:
 def _config(library: ModuleType, settings: Settings, fields: dict[str, Any], mesh: Any) -> Any:
     del mesh
     policy_space.init("pairs", len(fields["space"].rows))  # refuses a space of one op
+    if settings.get("hypergradient") == "finite_difference" and settings.get("dtype") == "bfloat16":
+        expected = "expected exact: such differences are smaller than its rounding"
+        raise ValueError(f"--dtype=bfloat16: got --hypergradient=finite_difference, {expected}")
     # A temperature that no estimator reads has its default.
     if "temperature" in settings:
         fields = {**fields, "temperature": (settings["temperature"], settings["final_temperature"])}

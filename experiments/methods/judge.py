@@ -134,7 +134,7 @@ def _batch_size(mesh):
 def _config(task, name, policy):
     count = len(task.data.train.labels)
     return policy_training.Config(
-        apply=functools.partial(task.config.apply, batch_norm_momentum=_BATCH_NORM_MOMENTUM),
+        apply=functools.partial(task.model[0].apply, batch_norm_momentum=_BATCH_NORM_MOMENTUM),
         policy=policy,
         steps_per_epoch=count // _batch_size(task.mesh),
         num_epochs=task.judge.num_epochs,
