@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.runs import devices
+from experiments.runs import compiled_parts, devices
 
 
 def scans() -> bool:
@@ -38,7 +38,7 @@ def shuffled(key: jax.Array, number: int | jax.Array, count: int) -> jax.Array:
 def compiled(function: Callable, *arguments: Any) -> tuple[Callable, float]:
     """Compiles a function for the given arguments; returns it and the seconds that this took."""
     start = time.perf_counter()
-    program = jax.jit(function).lower(*arguments).compile()
+    program = compiled_parts.compiled(function, *arguments)
     return program, time.perf_counter() - start
 
 

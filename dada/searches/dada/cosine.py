@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from ... import augment, ops
 from ...augment import sampling
@@ -130,35 +131,42 @@ def gradients(
     key = jax.random.fold_in(state.key, train.step)
     drawn = sample(key, config, policy, train_batch.images.shape[0], axis_name)
     inputs = network_inputs(config, policy, drawn, train_batch.images)
-    losses = training_losses(config.apply, train.batch_stats, train_batch.labels, axis_name)
 
-    # g_d. Written out, not mapped: gradients of weights that are mapped over draws are several times slower.
-    passes = [
-        bilevel.loss_gradient(
-            lambda params: losses(params, inputs[d], drawn.network_key),  # noqa: B023
-            train.params,
-            axis_name,
+    @jax.jit
+    def one_pass(train, labels, images, network_key):
+        losses = training_losses(config.apply, train.batch_stats, labels, axis_name)
+        gradient, *numbers = bilevel.loss_gradient(
+            lambda params: losses(params, images, network_key), train.params, axis_name
         )
-        for d in range(config.num_draws)
-    ]
+        return ravel_pytree(gradient)[0], *numbers
+
+    # g_d, each as one vector; not under vmap, where gradients of weights are several times slower. A loop is
+    # compiled once, but XLA:CPU is slow in it: there a program can find the equal calls of a jitted function.
+    def passes_of(images):
+        return one_pass(train, train_batch.labels, images, drawn.network_key)
+
+    if jax.default_backend() == "cpu":
+        passes = [passes_of(images) for images in inputs]
+    else:
+        stacked = jax.lax.map(passes_of, inputs)
+        passes = [jax.tree.map(lambda leaf: leaf[d], stacked) for d in range(config.num_draws)]  # noqa: B023
     mean, train_loss, (stats, train_accuracy) = jax.tree.map(
         lambda *leaves: sum(leaves) / config.num_draws, *passes
     )
-    params, momentum = inner_step(config, train, rate)(mean)  # theta'
+    mixture, unflatten = ravel_pytree(state.mixture)
+    params, momentum = inner_step(config, train, rate)(unflatten(mean))  # theta'
 
     # v, at images that no policy has touched.
     valid_gradient, *valid = bilevel.loss_gradient(
         clean_losses(drawn.network_key, config, stats, valid_batch, axis_name), params, axis_name
     )
 
-    direction = bilevel.orthogonal_part(valid_gradient, state.mixture)  # w
+    direction = bilevel.orthogonal_part(ravel_pytree(valid_gradient)[0], mixture)  # w
     costs = -jnp.stack([bilevel.cosine(direction, gradient) for gradient, _, _ in passes])
     policy_gradient = estimators.reinforce(
         log_probability, policy, (drawn.draws, drawn.levels), estimators.leave_one_out(costs)
     )
     numbers = metrics((train_loss, train_accuracy), valid, axis_name, learning_rate=rate)
     train = sgd.TrainState(train.step + 1, params, stats, momentum)
-    mixture = jax.tree.map(
-        lambda old, new: MIXTURE_DECAY * old + (1.0 - MIXTURE_DECAY) * new, state.mixture, mean
-    )
-    return (policy_gradient, ()), state._replace(train=train, mixture=mixture), numbers
+    mixture = MIXTURE_DECAY * mixture + (1.0 - MIXTURE_DECAY) * mean
+    return (policy_gradient, ()), state._replace(train=train, mixture=unflatten(mixture)), numbers

@@ -1,0 +1,99 @@
+"""Compiles a function in parts, so that a pass over the network that it takes several times is compiled once.
+
+XLA compiles every call of a function anew unless it lies in a loop, and XLA:CPU is slow in loops. Here the
+calls of a jitted function that holds a convolution, and is called more than once, share one program; what
+they need becomes a program before them, and what needs them one after them. What is called in a loop or
+under `shard_map` stays there, and is compiled with the rest.
+"""
+
+import collections
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def compiled(function: Callable, *arguments: Any) -> Callable:
+    """Compiles a function for the given arguments: one program, or `Parts`."""
+    traced = jax.jit(function).trace(*arguments)
+    calls = collections.Counter(map(_called, traced.jaxpr.eqns))
+    repeated = [one for one, count in calls.items() if one and count > 1 and _has_convolution(one.jaxpr)]
+    return Parts(traced, repeated) if repeated else traced.lower().compile()
+
+
+class Parts:
+    """The programs of a function; a class because it owns them."""
+
+    def __init__(self, traced: jax.stages.Traced, repeated: list[core.ClosedJaxpr]):
+        self._jaxpr, self._tree = traced.jaxpr, jax.tree.structure(traced.out_info)
+        shared = {one: _compile(one) for one in repeated}
+        self._programs = list(shared.values())
+        self._calls = []  # (program, what it reads, what it gives), in order
+        for before, calls in _stages(traced.jaxpr.jaxpr, repeated):
+            if before.eqns:
+                self._programs.append(_compile(core.ClosedJaxpr(before, [])))
+                self._calls.append((self._programs[-1], before.invars, before.outvars))
+            self._calls += [(shared[_called(call)], call.invars, call.outvars) for call in calls]
+
+    def __call__(self, *arguments: Any) -> Any:
+        jaxpr = self._jaxpr.jaxpr
+        values = dict(zip(jaxpr.constvars + jaxpr.invars, self._jaxpr.consts + jax.tree.leaves(arguments)))
+
+        def read(variables):
+            return [v.val if isinstance(v, core.Literal) else values[v] for v in variables]
+
+        for program, reads, gives in self._calls:
+            values.update(zip(gives, program(*read(reads))))
+        return jax.tree.unflatten(self._tree, read(jaxpr.outvars))
+
+    def memory_analysis(self) -> Any:
+        """That of the program which takes most."""
+        return max(
+            (program.memory_analysis() for program in self._programs),
+            key=lambda one: one.temp_size_in_bytes + one.argument_size_in_bytes,
+        )
+
+
+def _compile(jaxpr):
+    return jax.jit(core.jaxpr_as_fun(jaxpr)).lower(*jaxpr.in_avals).compile()
+
+
+def _called(equation):
+    """The jitted function that an equation calls, or None."""
+    return equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
+
+
+def _has_convolution(jaxpr):
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        or any(map(_has_convolution, core.jaxprs_in_params(equation.params)))
+        for equation in jaxpr.eqns
+    )
+
+
+def _stages(jaxpr, repeated):
+    """(what comes before some calls, as a function; these calls), in order."""
+    level, before, calls = {}, collections.defaultdict(list), collections.defaultdict(list)
+    for equation in jaxpr.eqns:
+        at = max((level.get(v, 0) for v in _variables(equation.invars)), default=0)
+        is_call = _called(equation) in repeated
+        (calls if is_call else before)[at].append(equation)
+        level |= dict.fromkeys(equation.outvars, at + is_call)
+    readers = collections.defaultdict(set)
+    for at, equations in before.items():
+        for v in _variables(v for equation in equations for v in equation.invars):
+            readers[v].add(at)
+    for v in _variables([*jaxpr.outvars, *(v for at in calls for call in calls[at] for v in call.invars)]):
+        readers[v].add(None)
+    for at in range(max([*before, *calls]) + 1):
+        given = dict.fromkeys(v for equation in before[at] for v in equation.outvars)
+        read = dict.fromkeys(_variables(v for equation in before[at] for v in equation.invars))
+        read = [v for v in read if v not in given]
+        wanted = [v for v in given if readers[v] - {at}]
+        about = core.DebugInfo("jit", f"stage {at}", None, None)
+        yield core.Jaxpr([], read, wanted, before[at], debug_info=about), calls[at]
+
+
+def _variables(atoms: Iterable[Any]):
+    return (v for v in atoms if not isinstance(v, core.Literal))
