@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Cells of the papers: CIFAR-100, WRN-40-2, 200 epochs. About 205 s a seed of a row on an H200; at most 14 minutes
+# Cells of the papers: CIFAR-100, WRN-40-2, 200 epochs. A seed of a row takes minutes; at most 14 minutes
 # a call.
 . "$(dirname "$0")/quarter.sh"
 table 540 dada_cifar100 wrn_40_2

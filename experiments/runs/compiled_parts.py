@@ -73,26 +73,35 @@ def _has_convolution(jaxpr):
 
 
 def _stages(jaxpr, repeated):
-    """(what comes before some calls, as a function; these calls), in order."""
-    level, before, calls = {}, collections.defaultdict(list), collections.defaultdict(list)
+    """(what some calls need, as a function; these calls), in order; last what only the results need."""
+    level, calls, producer = {}, collections.defaultdict(list), {}
     for equation in jaxpr.eqns:
         at = max((level.get(v, 0) for v in _variables(equation.invars)), default=0)
         is_call = _called(equation) in repeated
-        (calls if is_call else before)[at].append(equation)
+        if is_call:
+            calls[at].append(equation)
+        else:
+            producer |= dict.fromkeys(equation.outvars, equation)
         level |= dict.fromkeys(equation.outvars, at + is_call)
-    readers = collections.defaultdict(set)
-    for at, equations in before.items():
-        for v in _variables(v for equation in equations for v in equation.invars):
-            readers[v].add(at)
-    for v in _variables([*jaxpr.outvars, *(v for at in calls for call in calls[at] for v in call.invars)]):
-        readers[v].add(None)
-    for at in range(max([*before, *calls]) + 1):
-        given = dict.fromkeys(v for equation in before[at] for v in equation.outvars)
-        read = dict.fromkeys(_variables(v for equation in before[at] for v in equation.invars))
-        read = [v for v in read if v not in given]
-        wanted = [v for v in given if readers[v] - {at}]
+    wanted = [[v for call in calls[at] for v in call.invars] for at in range(max(calls) + 1)]
+    wanted.append(jaxpr.outvars)
+    stage = {}  # by id of an equation, the first one that needs it
+    for at, atoms in enumerate(wanted):
+        waiting = list(_variables(atoms))
+        while waiting:
+            equation = producer.get(waiting.pop())
+            if equation is not None and id(equation) not in stage:
+                stage[id(equation)] = at
+                waiting += _variables(equation.invars)
+    for at in range(len(wanted)):
+        before = [equation for equation in jaxpr.eqns if stage.get(id(equation)) == at]
+        later = [e.invars for e in jaxpr.eqns if stage.get(id(e), at) > at]
+        later = set(_variables(v for atoms in [*wanted[at:], *later] for v in atoms))
+        given = dict.fromkeys(v for equation in before for v in equation.outvars)
+        read = dict.fromkeys(_variables(v for equation in before for v in equation.invars))
+        reads, gives = [v for v in read if v not in given], [v for v in given if v in later]
         about = core.DebugInfo("jit", f"stage {at}", None, None)
-        yield core.Jaxpr([], read, wanted, before[at], debug_info=about), calls[at]
+        yield core.Jaxpr([], reads, gives, before, debug_info=about), calls[at]
 
 
 def _variables(atoms: Iterable[Any]):
