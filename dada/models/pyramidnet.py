@@ -97,9 +97,9 @@ def apply(
     if is_training and key is None:
         raise ValueError("pyramidnet: training draws noise and needs a key, got None")
     num_blocks = sum(len(stage) for stage in params["stages"])
-    drop_rates = [FINAL_DROP_RATE * (i + 1) / num_blocks for i in range(num_blocks)]
+    drop_rates = jnp.array([FINAL_DROP_RATE * (i + 1) / num_blocks for i in range(num_blocks)])
     if is_training:
-        factors = _draw_factors(key, len(images), jnp.array(drop_rates), axis_name)
+        factors = _draw_factors(key, len(images), drop_rates, axis_name)
 
     norm = functools.partial(
         layers.batch_norm, is_training=is_training, momentum=batch_norm_momentum, axis_name=axis_name
@@ -117,7 +117,7 @@ def apply(
         if is_training:
             hidden = layers.shake(hidden, factors[0][:, index], factors[1][:, index])
         else:
-            hidden *= 1.0 - drop_rates[index]
+            hidden *= (1.0 - drop_rates[index]).astype(hidden.dtype)
         shortcut = inputs if stride == 1 else layers.average_pool_2x2(inputs)
         missing = hidden.shape[-1] - shortcut.shape[-1]
         return hidden + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, missing))), new

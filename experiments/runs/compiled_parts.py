@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 
@@ -40,8 +41,10 @@ class Parts:
         jaxpr = self._jaxpr.jaxpr
         values = dict(zip(jaxpr.constvars + jaxpr.invars, self._jaxpr.consts + jax.tree.leaves(arguments)))
 
-        def read(variables):
-            return [v.val if isinstance(v, core.Literal) else values[v] for v in variables]
+        def read(atoms):
+            return [
+                jnp.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else values[v] for v in atoms
+            ]
 
         for program, reads, gives in self._calls:
             values.update(zip(gives, program(*read(reads))))
