@@ -134,7 +134,7 @@ def _problem(cell, values):
 def contents_reader(values: flags.FlagValues) -> Callable[..., dict[str, str | None]]:
     """A function of a command and its arguments: what a run of them would be made of now, by content.
 
-    The shared flags of a table are added. A data set is read once.
+    The shared flags of a table are added. A data set is read once for all runs that read it alike.
     """
     read = {}
 
