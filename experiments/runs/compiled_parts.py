@@ -7,6 +7,7 @@ under `shard_map` stays there, and is compiled with the rest.
 """
 
 import collections
+import concurrent.futures
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,13 +29,15 @@ class Parts:
 
     def __init__(self, traced: jax.stages.Traced, repeated: list[core.ClosedJaxpr]):
         self._jaxpr, self._tree = traced.jaxpr, jax.tree.structure(traced.out_info)
-        shared = {one: _compile(one) for one in repeated}
-        self._programs = list(shared.values())
+        stages = list(_stages(traced.jaxpr.jaxpr, repeated))
+        between = [core.ClosedJaxpr(before, []) for before, _ in stages if before.eqns]
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA keeps little more than one core busy
+            self._programs = list(pool.map(_compile, [*repeated, *between]))
+        shared, others = dict(zip(repeated, self._programs)), iter(self._programs[len(repeated) :])
         self._calls = []  # (program, what it reads, what it gives), in order
-        for before, calls in _stages(traced.jaxpr.jaxpr, repeated):
+        for before, calls in stages:
             if before.eqns:
-                self._programs.append(_compile(core.ClosedJaxpr(before, [])))
-                self._calls.append((self._programs[-1], before.invars, before.outvars))
+                self._calls.append((next(others), before.invars, before.outvars))
             self._calls += [(shared[_called(call)], call.invars, call.outvars) for call in calls]
 
     def __call__(self, *arguments: Any) -> Any:

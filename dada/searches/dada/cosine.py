@@ -146,13 +146,10 @@ def gradients(
         return one_pass(train, train_batch.labels, images, drawn.network_key)
 
     if jax.default_backend() == "cpu":
-        passes = [passes_of(images) for images in inputs]
+        passes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(passes_of, inputs))
     else:
-        stacked = jax.lax.map(passes_of, inputs)
-        passes = [jax.tree.map(lambda leaf: leaf[d], stacked) for d in range(config.num_draws)]  # noqa: B023
-    mean, train_loss, (stats, train_accuracy) = jax.tree.map(
-        lambda *leaves: sum(leaves) / config.num_draws, *passes
-    )
+        passes = jax.lax.map(passes_of, inputs)
+    mean, train_loss, (stats, train_accuracy) = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), passes)
     mixture, unflatten = ravel_pytree(state.mixture)
     params, momentum = inner_step(config, train, rate)(unflatten(mean))  # theta'
 
@@ -162,7 +159,7 @@ def gradients(
     )
 
     direction = bilevel.orthogonal_part(ravel_pytree(valid_gradient)[0], mixture)  # w
-    costs = -jnp.stack([bilevel.cosine(direction, gradient) for gradient, _, _ in passes])
+    costs = -jax.vmap(bilevel.cosine, (None, 0))(direction, passes[0])
     policy_gradient = estimators.reinforce(
         log_probability, policy, (drawn.draws, drawn.levels), estimators.leave_one_out(costs)
     )
