@@ -149,6 +149,12 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
       ValueError: settings that do not go together, or not with the data set.
     """
     method = METHODS[settings["method"]].METHODS[settings["preset"]]
+    if dataset.is_streamed and (settings["method"] == "deepaa" or settings["measure_cost"]):
+        got = "--method=deepaa" if settings["method"] == "deepaa" else "--measure_cost"
+        raise ValueError(f"{got}: expected --input=device, images that are held")
+    if settings["judge"] and settings["crop"] != "center":
+        expected = "expected center, as it trains without crops, too"
+        raise ValueError(f"--judge: got --crop={settings['crop']}, {expected}")
     options = (tuple(settings[name]) for name in ("extra_ops", "exclude_ops"))
     space = ops.search_space(settings["search_space"], *options)
     train, valid = method.split(dataset, settings)
@@ -206,7 +212,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
         config=config,
         model=(network, network_config),
         dataset=dataset,
-        data=devices.replicate(data, mesh),
+        data=search_loop.replicate(data, mesh),
         sizes=(settings["batch_size"], settings["valid_batch_size"]),
         copies=copies,
         plan=plan,
@@ -216,6 +222,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
         judge=judged,
         mesh=mesh,
         pretrained=weights,
+        decode_threads=settings["decode_threads"],
     )
 
 

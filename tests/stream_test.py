@@ -14,8 +14,9 @@ from PIL import Image
 
 from dada.models import wide_resnet
 from dada.training import sgd
-from experiments import train
+from experiments import plot, search, train
 from experiments.data import datasets, host_images, sources, stream
+from experiments.figures import finished_run
 from experiments.runs import command_line, compiled_loop, devices, run_folder, streamed_loop
 
 SMALL = {
@@ -124,6 +125,50 @@ def test_two_processes_are_one(files, cropped):
         np.testing.assert_allclose(line["train_loss"], other["train_loss"], **close)
 
 
+SEARCH = {
+    **{name: SMALL[name] for name in ("model", "image_size", "imagenet_statistics")},
+    "epochs": 2,
+    "batch_size": 8,
+    "valid_batch_size": 4,
+    "num_train": 12,
+    "search_space": "strength",
+    "exclude_ops": [
+        "Cutout",
+        "Equalize",
+        "Posterize",
+        "Rotate",
+        "ShearX",
+        "ShearY",
+        "TranslateX",
+        "TranslateY",
+    ],
+    "planted_op": "Invert",
+}
+METHODS = {
+    "dada": {"num_draws": 2, "crop_padding": 1},
+    "ddas": {"method": "ddas", "num_policies": 2, "magnitudes": ["0.5", "1"], "crop_padding": 0},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_search_on_streamed_images_is_that_on_images_on_the_device(files, name, monkeypatch):
+    flags = {**SEARCH, **METHODS[name], "dataset": str(files / "set")}
+    with monkeypatch.context() as patch:
+        patch.setattr(finished_run, "draw", lambda *_: [])
+        held, streamed = (
+            small_runs.run_here(search, flags, files / f"{name}_{where}", input=where)
+            for where in ("device", "host")
+        )
+    lines, others = (run_folder.read_metrics(path) for path in (streamed, held))
+    assert [{**line, "seconds": 0} for line in lines] == [{**line, "seconds": 0} for line in others]
+    assert len(lines) > 2
+    assert (streamed / "policy.json").read_bytes() == (held / "policy.json").read_bytes()
+    assert run_folder.read_summary(streamed)["seconds_waited"] > 0
+    if name == "dada":  # `plot` reads the data set again
+        plot.main(*command_line.parse(plot.define, [str(streamed)]))
+        assert (streamed / "figures" / "sample_images.png").stat().st_size > 10_000
+
+
 def images(files, **changes):
     source = sources.open_parts(files / "set")["train"]
     return host_images.Images(source, host_images.Preparation(8, crop="random_resized", **changes))
@@ -203,6 +248,24 @@ def test_smoke_takes_two_steps_of_random_crops(files, capsys):
     given = small_runs.command(settings(files, **RANDOM), smoke=True)
     train.main(*command_line.parse(train.define, given))
     assert "parameters, loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input": "host", "measure_cost": True}, "--measure_cost: expected --input=device"),
+        (
+            {"input": "host", "method": "deepaa", "valid_batch_size": 1},
+            "--method=deepaa: expected --input=device",
+        ),
+        ({"judge": True, "crop": "random_resized"}, "--judge: got --crop=random_resized, expected center"),
+    ],
+)
+def test_searches_that_cannot_be_streamed_are_refused(files, changes, message):
+    flags = {name: value for name, value in SEARCH.items() if name not in ("search_space", "exclude_ops")}
+    with pytest.raises(ValueError, match=message):
+        small_runs.run_here(search, flags, files / "refused", dataset=files / "set", **changes)
+    assert not (files / "refused").exists()
 
 
 @pytest.mark.parametrize(

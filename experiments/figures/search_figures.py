@@ -22,7 +22,7 @@ import numpy as np
 from dada import augment, ops, policies
 from experiments.data import datasets, planting
 from experiments.figures import chart_figures, ddas_figures, figure_style, finished_search, image_figures
-from experiments.runs import contents, run_folder
+from experiments.runs import contents, run_flags, run_folder
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _CLASSES_SHOWN = 10
@@ -55,11 +55,7 @@ def draw(
     """
     run = finished_search.read(run_path)
     if dataset is None:
-        size = run.flags.get("image_size")
-        size = size and int(size)
-        paths = run.flags["dataset"], run.flags.get("data_dir"), False
-        is_upright = run.flags.get("exif_orientation") != "false"
-        dataset = datasets.load(*paths, size, run.flags.get("valid_dataset"), is_upright)
+        dataset = run_flags.load_again(run.flags)
         if run_folder.read_contents(run.path) is not None:
             run_folder.check_contents(run.path, contents.of_dataset(dataset))
     folder = run_folder.RunFolder(run.path).figures_path
@@ -102,7 +98,7 @@ def _sample_images(dataset, planted, planted_valid_images, num_valid=None):
 
     def rows_of(images, labels, count=_IMAGES_PER_CLASS):
         """A row with the first image of each class, one with the second, ...; None where there is none."""
-        members = [images[np.flatnonzero(labels == label)[:count]] for label in classes]
+        members = [np.asarray(images[np.flatnonzero(labels == label)[:count]]) for label in classes]
         return [
             [of_class[row] if row < len(of_class) else None for of_class in members] for row in range(count)
         ]
@@ -131,7 +127,7 @@ def _sample_images(dataset, planted, planted_valid_images, num_valid=None):
 
 def _telling_image(dataset):
     """The image, among the first 500, on which ops show best: many middle tones, unlike its mirror image."""
-    images = dataset.train_images[:500]
+    images = np.asarray(dataset.train_images[:500])
     middle = np.mean((images >= 64) & (images < 192), axis=(1, 2, 3))
     difference = np.abs(images - images[:, :, ::-1].astype(np.float32)).mean(axis=(1, 2, 3))
     return images[np.argmax(middle * difference)]
@@ -187,7 +183,7 @@ def _augmented_images(run, dataset):
     order = np.argsort(dataset.train_labels, kind="stable")
     starts = np.searchsorted(dataset.train_labels[order], np.arange(dataset.num_classes))
     shown = np.resize(order[starts], num_images)
-    images = dataset.train_images[shown]
+    images = np.asarray(dataset.train_images[shown])
     key = jax.random.key(int(run.flags.get("seed", 0)))
     repeated = np.concatenate([images] * num_draws)
     # Of a schedule, the last epoch.

@@ -165,6 +165,7 @@ def _train(task, path, name, policy, seed, test, is_right):
         mesh=task.mesh,
         label=f"judge {name}",
         pretrained=task.pretrained,
+        decode_threads=task.decode_threads,
     )
     list(train_run.run(training, folders))
     network, network_config = task.model

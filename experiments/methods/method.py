@@ -23,7 +23,7 @@ class Task(NamedTuple):
     config: Any  # of method.library
     model: tuple[ModuleType, Any]  # from models.by_name
     dataset: datasets.Dataset
-    data: search_loop.Data  # on all devices
+    data: search_loop.Data
     sizes: tuple[int, int]  # training and validation images that pass through the network in a step
     copies: int  # of each training image among them
     plan: Any = None  # of method.plan
@@ -33,6 +33,7 @@ class Task(NamedTuple):
     judge: Any = None  # judge.Plan; None without --judge
     mesh: jax.sharding.Mesh | None = None  # the devices that share every batch, from `devices.mesh`
     pretrained: tuple[Any, Any] = ({}, {})  # as of `train_run.Task`
+    decode_threads: int | None = None  # the same
 
 
 class Steps(Protocol):

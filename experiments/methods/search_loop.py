@@ -1,9 +1,12 @@
-"""Steps of DADA and DDAS on the two halves of a data set that lies on the device, and plain training steps.
+"""Steps of DADA and DDAS on the two halves of a data set, and plain training steps.
 
+Both halves lie on the device, or the training half is streamed from the host (`streamed_loop`).
 `start`, `steps`, `plain_steps`, `total_steps`, `next_stop` and `proceed` are those of `method.Method`.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,19 +15,38 @@ import jax.numpy as jnp
 from dada import augment
 from dada.augment import image_keys
 from dada.training import sgd
-from experiments.runs import compiled_loop, devices
+from experiments.data import host_images
+from experiments.runs import compiled_loop, devices, streamed_loop
 
 
 class Data(NamedTuple):
-    """Both halves of the search data, images uint8 [N, H, W, 3] and labels int32 [N], on the device."""
+    """Both halves of the search data, images uint8 [N, H, W, 3] and labels int32 [N], on the device.
+
+    A training half that is streamed has `host_images.Images` and labels on the host.
+    """
 
     train: sgd.Batch
     valid: sgd.Batch
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether training images come from the host."""
+        return isinstance(self.train.images, host_images.Images)
+
 
 def to_device(train: sgd.Batch, valid: sgd.Batch) -> Data:
-    """Both halves, from arrays on the host."""
-    return jax.tree.map(jnp.asarray, Data(train, valid))
+    """Both halves, from the host; what is streamed stays there."""
+    valid = sgd.Batch(*map(jnp.asarray, valid))
+    if isinstance(train.images, host_images.Images):
+        return Data(train, valid)
+    return Data(sgd.Batch(*map(jnp.asarray, train)), valid)
+
+
+def replicate(data: Data, mesh: jax.sharding.Mesh | None) -> Data:
+    """The same on all devices."""
+    if data.is_streamed:
+        return data._replace(valid=devices.replicate(data.valid, mesh))
+    return devices.replicate(data, mesh)
 
 
 def largest_batch(part: sgd.Batch) -> tuple[int, str]:
@@ -65,20 +87,32 @@ def batches(
     axis_name: str | None = None,
 ) -> Data:
     """Training and validation batch of a step, or this device's part of them: a pure function of the step."""
-    train_key, valid_key = jax.random.split(key)
-    train_count, valid_count = (half.labels.shape[0] for half in data)
-    indices = (
-        random_indices(train_key, step, train_count, sizes[0]),
-        method.valid_indices(config, valid_key, step, valid_count, sizes[1]),
-    )
-    indices = image_keys.own_part(indices, axis_name)
-    return Data(*(sgd.Batch(half.images[index], half.labels[index]) for half, index in zip(data, indices)))
+    train_key, _ = jax.random.split(key)
+    index = random_indices(train_key, step, data.train.labels.shape[0], sizes[0])
+    index = image_keys.own_part(index, axis_name)
+    train = sgd.Batch(data.train.images[index], data.train.labels[index])
+    return Data(train, _valid_batch(method, config, key, data.valid, step, sizes[1], axis_name))
+
+
+def _valid_batch(method, config, key, valid, step, size, axis_name):
+    """The validation batch of a step, or this device's part of it."""
+    _, valid_key = jax.random.split(key)
+    index = method.valid_indices(config, valid_key, step, valid.labels.shape[0], size)
+    index = image_keys.own_part(index, axis_name)
+    return sgd.Batch(valid.images[index], valid.labels[index])
 
 
 def search_step(method, config, sizes, state, key, data, axis_name=None):
     """The step of a method on the batches of the state's own step count."""
     both = batches(method, config, key, data, state.train.step, sizes, axis_name)
     return method.library.step(config, state, *both, axis_name=axis_name)
+
+
+def streamed_search_step(method, config, sizes, state, key, data, axis_name=None):
+    """The same where `data` are the validation half and the training batch, or this device's part of it."""
+    valid, train = data
+    valid = _valid_batch(method, config, key, valid, state.train.step, sizes[1], axis_name)
+    return method.library.step(config, state, sgd.Batch(*train), valid, axis_name=axis_name)
 
 
 def plain_step(method, config, sizes, state, key, data, axis_name=None):
@@ -115,13 +149,38 @@ def _programs(step, task, sizes, is_vmapped):
         indices = functools.partial(_kept_indices, method.valid_indices, task.judge.kept)
         method = method._replace(valid_indices=indices)
     step = functools.partial(step, method, task.config, sizes, axis_name=devices.axis_name(task.mesh))
+    if task.data.is_streamed:
+        return streamed_loop.StreamedLoop(step, task.mesh)
     return compiled_loop.CompiledLoop(step, vmap_seeds=is_vmapped, mesh=task.mesh)
 
 
-def steps(task: Any, is_vmapped: bool) -> compiled_loop.CompiledLoop:
+def steps(task: Any, is_vmapped: bool) -> compiled_loop.CompiledLoop | streamed_loop.StreamedLoop:
     """Programs of the search."""
-    train_size, valid_size = task.sizes
-    return _programs(search_step, task, (train_size // task.copies, valid_size), is_vmapped)
+    sizes = task.sizes[0] // task.copies, task.sizes[1]
+    step = streamed_search_step if task.data.is_streamed else search_step
+    return _programs(step, task, sizes, is_vmapped)
+
+
+@contextlib.contextmanager
+def open_data(task: Any, seed: int, key: jax.Array, steps: range) -> Iterator[Any]:
+    """What `steps` takes these steps on; `key` is that of `start`."""
+    if not task.data.is_streamed:
+        yield task.data
+        return
+    train_key, _ = jax.random.split(key)
+    size, (images, labels) = task.sizes[0] // task.copies, task.data.train
+    with streamed_loop.open_batches(
+        images,
+        labels,
+        seed=seed,
+        order_key=train_key,
+        steps=steps,
+        size=size,
+        steps_per_pass=steps_per_epoch(len(labels), size),
+        mesh=task.mesh,
+        threads=task.decode_threads,
+    ) as batches:
+        yield task.data.valid, batches
 
 
 def plain_steps(task: Any, is_vmapped: bool) -> compiled_loop.CompiledLoop:

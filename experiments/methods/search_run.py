@@ -11,7 +11,7 @@ import tqdm
 
 from dada import policies
 from experiments.data import planting
-from experiments.methods import cost
+from experiments.methods import cost, search_loop
 from experiments.methods.method import Task
 from experiments.runs import command_line, devices, run_folder, seeds
 
@@ -47,7 +47,7 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[
     Raises:
       command_line.Interrupted: a metric that must be finite is not.
     """
-    groups = seeds.groups(folders, task.method.maps_seeds)
+    groups = seeds.groups(folders, task.method.maps_seeds and not task.data.is_streamed)
     is_vmapped = len(groups[0]) > 1
     search = task.method.steps(task, is_vmapped)
     for group in groups:
@@ -67,16 +67,20 @@ def _run_at_once(task, search, folders):
     lines = run_folder.read_metrics(next(iter(folders.values())).path)
     seconds_before, seconds = lines[-1]["seconds"] if lines else 0.0, 0.0
     compiled_before = search.seconds_compile
+    waited_before = search.seconds_waited if task.data.is_streamed else 0.0
     done, total = first, int(min(method.total_steps(config), task.max_steps or np.inf))
     quiet = not devices.is_primary()
-    with tqdm.tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, disable=quiet) as bar:
+    with (
+        search_loop.open_data(task, next(iter(folders)), data_keys[0], range(first, total)) as data,
+        tqdm.tqdm(total=total, initial=first, unit="step", dynamic_ncols=True, disable=quiet) as bar,
+    ):
         while done < total:
             following = method.proceed(task, state, done)
             if following is None:
                 break
             state, compiled, start = following, search.seconds_compile or 0.0, time.perf_counter()
             for after, metrics, taken in search.run(
-                state, key, task.data, min(method.next_stop(config, done), total) - done
+                state, key, data, min(method.next_stop(config, done), total) - done
             ):
                 state = after
                 block = time.perf_counter() - start - ((search.seconds_compile or 0.0) - compiled)
@@ -92,6 +96,8 @@ def _run_at_once(task, search, folders):
     # Not where --max_steps ended it.
     is_whole = done < total or done >= method.total_steps(config)
     timing = {"seconds_run": seconds_before + seconds, "seeds_at_once": count}
+    if task.data.is_streamed:
+        timing["seconds_waited"] = search.seconds_waited - waited_before
     if search.seconds_compile is not None:
         timing["seconds_compile"] = search.seconds_compile - compiled_before
     finished = {}

@@ -129,6 +129,15 @@ def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
     return dataset
 
 
+def load_again(texts: Mapping[str, str]) -> datasets.Dataset:
+    """The data set of a run from its flags as text, of which only those of `define` and data are read."""
+    values = flags.FlagValues()
+    define(values)
+    known = [f"--{name}={text}" for name, text in texts.items() if name in values]
+    settings = as_dict(command_line.parse(define, known)[0])
+    return load_dataset({**settings, "download": False, "valid_dataset": texts.get("valid_dataset")})
+
+
 def _flags(values):
     return {name: values[name] for name in values if name != "debug"}
 
