@@ -9,6 +9,7 @@ the tables:
     augment   images per second of a policy, against Pillow and vmap(lax.switch)
     steps     a step of DADA, DDAS and DeepAA in plain training steps; memory and compilation
     train     training with a policy against training without
+    input     images per second that threads of the host decode and crop, against Pillow; how long steps wait
     limits    the share of the device's limits that training reaches; on GPUs whose peaks are known
 
 On a CPU the default leaves out WRN-28-10, takes WRN-40-2 with batches of 32, and shows ratios only; most of
@@ -32,11 +33,17 @@ from dada import models
 from dada.searches import dada
 from experiments.data import datasets
 from experiments.figures import benchmark_figure
-from experiments.measure import benchmark_augment, benchmark_report, benchmark_steps, benchmark_train
+from experiments.measure import (
+    benchmark_augment,
+    benchmark_input,
+    benchmark_report,
+    benchmark_steps,
+    benchmark_train,
+)
 from experiments.measure.benchmark_report import MODELS
 from experiments.runs import command_line, compilation_cache, compiled_loop, run_folder, train_run
 
-PARTS = ("augment", "steps", "train", "limits")
+PARTS = ("augment", "steps", "train", "input", "limits")
 _CPU_MODELS = ("wrn_10_1", "wrn_40_2")
 _CPU_BATCH_SIZES = {"wrn_10_1": 128}  # of other networks 32: a step of 128 images takes half a minute
 
@@ -84,6 +91,8 @@ def _run(
         return benchmark_steps.run(sizes, dataset, values.seed)
     if part == "train":
         return benchmark_train.run(sizes, images, values.seed)
+    if part == "input":
+        return benchmark_input.run(values.seed)
     device = jax.devices()[0]
     if device.platform != "gpu":
         return f"{benchmark_report.NOT_RUN}: no GPU"

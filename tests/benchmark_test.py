@@ -14,6 +14,7 @@ from experiments.data import datasets
 from experiments.figures import benchmark_figure
 from experiments.measure import (
     benchmark_augment,
+    benchmark_input,
     benchmark_report,
     benchmark_steps,
     benchmark_timing,
@@ -63,6 +64,11 @@ RESULTS = {
         },
         "deepaa": {},
     },
+    "input": {
+        "images_per_second": {"pillow": 300.0, "1": 310.0, "2": 590.0},
+        "ratio_to_pillow": {"1": 1.0333, "2": 1.9667},
+        **{"model": "wrn_16_2", "share_waited": 0.0123},
+    },
     "limits": "not run: no peaks are known of a device",
 }
 
@@ -87,6 +93,15 @@ def test_contenders_give_the_same_pixels(num_ops):
     assert np.any(found["apply_draws"] != images)
     np.testing.assert_array_equal(found["pillow"], found["apply_draws"])
     np.testing.assert_array_equal(found["vmap_switch"], found["apply_draws"])
+
+
+def test_the_host_pipeline_decodes_what_pillow_does():
+    found = {name: call() for name, call in benchmark_input.contenders(seed=0, count=33).items()}
+    assert found["pillow"].shape == (33, 224, 224, 3)
+    np.testing.assert_array_equal(found["1"], found["2"])
+    # Pillow 13 takes the passes of tall crops in the other order.
+    difference = np.abs(found["pillow"].astype(int) - found["1"])
+    assert (difference > 0).any(axis=(1, 2, 3)).mean() < 0.4 and difference.max() < 20
 
 
 def test_images_of_side():
@@ -218,6 +233,8 @@ def test_text_of_an_accelerator():
         "| WRN-10-1 | 8 + 64 | 13.20 | 12.60 | 12.00 | 14.67 | 1.10 | 1.05 |",
         "| WRN-28-10 | – | not run | – | – |",
         "| WRN-10-1 | 123 | device | 0.10 | 20.0 | 2.0 | 12.3 |",
+        "| 2 | 1.97 | 590 | 300 |",
+        "1.23 % of their time.",
         "Not run: no peaks are known of a device.",
     ):
         assert line in text.splitlines(), line

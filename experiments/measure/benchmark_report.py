@@ -29,6 +29,7 @@ def markdown(results: dict[str, Any]) -> str:
         ("augment", "Applying a policy", _augment),
         ("steps", "Search steps in plain training steps", _steps),
         ("train", "Training with a policy", _train),
+        ("input", "Images from the host", _input),
         ("limits", "Share of the device's limits", _limits),
     ):
         part = results.get(key, NOT_RUN)
@@ -155,6 +156,22 @@ def _train(part, is_cpu):
         *_table(heads, rows),
         "",
         "A training step with the policy dada_cifar10 and without; crop, flip and cutout are in both.",
+    ]
+
+
+def _input(part, is_cpu):
+    rates, ratios = part["images_per_second"], part["ratio_to_pillow"]
+    heads = ["threads", "times Pillow"] + ([] if is_cpu else ["images/s", "Pillow, images/s"])
+    rows = []
+    for threads, ratio in ratios.items():
+        cells = [threads, _number(ratio)]
+        rows.append(cells if is_cpu else [*cells, _number(rates[threads]), _number(rates["pillow"])])
+    return [
+        *_table(heads, rows),
+        "",
+        "Photos of 500 × 375 decoded and brought to random crops of 224 × 224, against a Pillow loop in one",
+        f"thread. Training steps of {_model(part['model'])}, batches of 32 crops of 64 × 64, waited for them",
+        f"{_percent(part['share_waited'])} of their time.",
     ]
 
 
