@@ -21,7 +21,7 @@ from absl import flags
 from dada import models, ops, policies
 from dada.policies import schedule
 from dada.training import policy_training
-from experiments.data import datasets, planting
+from experiments.data import datasets, native_policy, planting
 from experiments.figures import finished_run
 from experiments.methods.method import config_fields
 from experiments.runs import (
@@ -43,9 +43,10 @@ def define(values: flags.FlagValues) -> None:
     add = command_line.definers(values)
     add.bool("smoke", False, "Take two steps, print their losses, write nothing.")
     add.string("policy", "none", f"One of: {named_policy.FORMS}.")
-    add.enum(
-        "policy_position", "after_crop", policy_training.POSITIONS, "Policy after crop and flip, or before."
+    about = (
+        "Policy after crop and flip, before them, or on whole images on the host, before they are resized."
     )
+    add.enum("policy_position", "after_crop", (*policy_training.POSITIONS, "native"), about)
     add.enum(
         "freeze_schedule", None, ("p_tp", "p_o", "both"), "Hold this part of a DDAS policy at its last value."
     )
@@ -116,9 +117,9 @@ def _numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
     return numbers
 
 
-def _policy(name: str, frozen: str | None, image_size: tuple[int, int]) -> policies.Policy:
+def _policy(settings: dict[str, Any], image_size: tuple[int, int]) -> policies.Policy:
     """The policy of the flags."""
-    policy = named_policy.load(name, image_size)
+    policy, frozen = named_policy.load(settings["policy"], image_size), settings["freeze_schedule"]
     if frozen:
         p_tp, p_o = (frozen in ("both", part) for part in ("p_tp", "p_o"))
         policy = schedule.freeze(policy, p_tp=p_tp, p_o=p_o)
@@ -146,12 +147,18 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> train_run.Ta
     apply = module.apply
     if settings["batch_norm_momentum"] is not None:
         apply = functools.partial(apply, batch_norm_momentum=settings["batch_norm_momentum"])
+    policy, is_native = _policy(settings, tuple(image_size)), settings["policy_position"] == "native"
+    if is_native:
+        if not dataset.is_streamed:
+            raise ValueError("--policy_position=native: expected --input=host")
+        native_policy.check(policy)
     fields = config_fields(
         policy_training.Config,
         settings,
         dataset,
         apply=apply,
-        policy=_policy(settings["policy"], settings["freeze_schedule"], tuple(image_size)),
+        policy=policies.identity() if is_native else policy,
+        policy_position="after_crop" if is_native else settings["policy_position"],
         steps_per_epoch=count // batch_size,
         decay_epochs=_numbers("decay_epochs", settings["decay_epochs"]),
     )
@@ -165,6 +172,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> train_run.Ta
         mesh=mesh,
         pretrained=pretrained.load(settings["pretrained"], (module, model_config)),
         decode_threads=settings["decode_threads"],
+        native_policy=policy if is_native else None,
     )
 
 

@@ -12,12 +12,14 @@ import small_runs
 from devices_test import run_two_processes
 from PIL import Image
 
+from dada import augment, policies
+from dada.augment import sampling
 from dada.models import wide_resnet
 from dada.training import sgd
 from experiments import plot, search, train
-from experiments.data import datasets, host_images, sources, stream
+from experiments.data import datasets, host_images, native_policy, sources, stream
 from experiments.figures import finished_run
-from experiments.runs import command_line, compiled_loop, devices, run_folder, streamed_loop
+from experiments.runs import command_line, compiled_loop, devices, named_policy, run_folder, streamed_loop
 
 SMALL = {
     "model": "wrn_10_1",
@@ -234,6 +236,37 @@ def test_an_image_that_is_damaged_while_training_is_named(files, tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("decode", "to_device"))]
 
 
+@pytest.mark.parametrize("name", ["dada_imagenet", "autoaugment_imagenet", "trivialaugment_wide"])
+def test_a_policy_on_whole_images_is_that_of_the_device(name):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 30, 20, 3)).astype(np.uint8)
+    policy, key = named_policy.load(name, (8, 8)), jax.random.key(5)
+    changes = native_policy.of_batches(key, policy, 10)
+    found = [
+        np.asarray(change(Image.fromarray(one))) for change, one in zip(changes(3, np.arange(12)), pixels)
+    ]
+    one_by_one = [changes(3, np.array([index]))[0](Image.fromarray(pixels[index])) for index in range(12)]
+    np.testing.assert_array_equal(found, one_by_one)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 3), np.arange(12))
+    draws = jax.vmap(lambda key: sampling.sample(key, policy, 1, (30, 20)))(keys)
+    draws = jax.tree.map(lambda leaf: leaf[:, 0], draws)
+    np.testing.assert_array_equal(found, augment.apply_draws(pixels, draws))
+    assert (found != pixels).any(axis=(1, 2, 3)).mean() > 0.3
+    other = changes(4, np.arange(12))
+    assert any(
+        (np.asarray(change(Image.fromarray(one))) != at_3).any()
+        for change, one, at_3 in zip(other, pixels, found)
+    )
+
+
+def test_a_policy_on_whole_images_is_trained_with(files, cropped):
+    native = {**RANDOM, "policy": "dada_imagenet", "policy_position": "native", "epochs": 1}
+    path = run(files, "native", **native)
+    assert policies.load(path / "policy.json").content.row.shape == (25, 2)
+    summary, line = run_folder.read_summary(path), run_folder.read_metrics(path)[0]
+    assert summary["recipe"]["policy_position"] == "native" and sum(summary["op_mass"].values()) > 0.5
+    assert line["train_loss"] != run_folder.read_metrics(cropped)[0]["train_loss"]
+
+
 def test_where_images_are_held_by_default(files, monkeypatch):
     name = str(files / "set")
     assert not datasets.load(name, image_size=8).is_streamed
@@ -279,6 +312,11 @@ def test_searches_that_cannot_be_streamed_are_refused(files, changes, message):
         (
             {"dataset": "embedded", "image_size": None, "resize": None, "input": "host"},
             "--input=host for 'embedded': expected a",
+        ),
+        ({"policy_position": "native"}, "--policy_position=native: expected --input=host"),
+        (
+            {"policy_position": "native", "policy": "deepaa_imagenet_1", "input": "host"},
+            "--policy_position=native: got Rand.*, expected ops that Pillow has",
         ),
         ({"crop_area": 0.5}, "--crop_area has no effect with --crop=center"),
         ({"decode_threads": 3}, "--decode_threads=3 has no effect with --input=device"),

@@ -3,13 +3,13 @@
 import jax
 
 from dada import ops
-from experiments.data import datasets
+from experiments.data import datasets, pillow_ops
 from experiments.measure import verify_ops
 
 
 def test_every_op_has_a_pillow_call_and_a_range():
     names = set(ops.OPS)
-    assert set(verify_ops.PILLOW) == names == {row.name for row in verify_ops.SPACE.rows}
+    assert set(pillow_ops.PILLOW) == names == {row.name for row in verify_ops.SPACE.rows}
     rows = {row.name: row for row in verify_ops.SPACE.rows}
     assert verify_ops._value_range(rows["TranslateXAbs"]) == (-10, 10)
     assert verify_ops._value_range(rows["Posterize2"]) == (0, 4)

@@ -5,12 +5,15 @@ Contract: a training image is a pure function of its place in the source, of a s
 
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from experiments.data import host_crops, image_folder, sources
 
+Change = Callable[[Image.Image], Image.Image]
 CROPS = ("center", "random_resized")
 
 
@@ -69,17 +72,20 @@ class Images:
         text = f"{self._source.digest} {tuple(self._preparation)}"
         return hashlib.sha256(text.encode() + self._places.astype("<i8").tobytes()).hexdigest()[:16]
 
-    def sample(self, seed: int, epoch: int, index: int) -> np.ndarray:
-        """Image `index`, 0 to N - 1, as it is in an epoch of a training: uint8 [H, W, 3]."""
+    def sample(self, seed: int, epoch: int, index: int, change: Change | None = None) -> np.ndarray:
+        """Image `index`, 0 to N - 1, as it is in an epoch of a training: uint8 [H, W, 3].
+
+        `change` is done before it is cropped.
+        """
         place, how = int(self._places[index]), self._preparation
         if how.crop == "center":
-            return self._centered(place)
+            return self._centered(place, change)
         uniform = np.random.default_rng([seed, epoch, place]).random(host_crops.NUM_UNIFORM)
-        image = host_crops.random_resized_crop(self._decode(place), uniform, how.image_size, how.crop_area)
-        return np.asarray(image)
+        image = self._decode(place, change)
+        return np.asarray(host_crops.random_resized_crop(image, uniform, how.image_size, how.crop_area))
 
-    def _centered(self, place):
-        image, size = self._decode(place), self._preparation.image_size
+    def _centered(self, place, change=None):
+        image, size = self._decode(place, change), self._preparation.image_size
         pixels = np.asarray(
             image if size is None else image_folder.fit(image, size, self._preparation.resize)
         )
@@ -89,5 +95,6 @@ class Images:
             raise ValueError(f"{name} is {got}, expected {expected}: --image_size brings all to one size")
         return pixels
 
-    def _decode(self, place):
-        return sources.decode(self._source, place, self._preparation.exif_orientation)
+    def _decode(self, place, change=None):
+        image = sources.decode(self._source, place, self._preparation.exif_orientation)
+        return change(image) if change else image

@@ -7,7 +7,7 @@ state to save, a run goes on at any step.
 import collections
 import concurrent.futures
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ def batches(
     steps: range,
     to_device: Callable[[tuple[np.ndarray, np.ndarray]], Any],
     threads: int | None = None,
+    changes: Callable[[int, np.ndarray], Sequence[host_images.Change]] | None = None,
 ) -> Iterator[Any]:
     """Yields the batch of each step, as `to_device` makes it.
 
@@ -35,13 +36,14 @@ def batches(
       steps: in this order.
       to_device: called in a thread with new arrays, images uint8 [B, H, W, 3] and labels int32 [B].
       threads: that decode. Default: one for each core.
+      changes: of an epoch and images, int [B], what is done to each of them before it is cropped.
 
     Raises:
       ValueError: an image that cannot be read; with its name.
     """
 
-    def decode(into, row, epoch, index):
-        into[row] = images.sample(seed, epoch, index)
+    def decode(into, row, epoch, index, change):
+        into[row] = images.sample(seed, epoch, index, change)
 
     def transfer(into, labels, decoded):
         for future in decoded:
@@ -51,7 +53,11 @@ def batches(
     def submit(step):
         epoch, index = indices(step)
         into = np.empty((len(index), *images.shape[1:]), np.uint8)
-        decoded = [pool.submit(decode, into, row, epoch, one) for row, one in enumerate(index.tolist())]
+        of_each = changes(epoch, index) if changes else [None] * len(index)
+        decoded = [
+            pool.submit(decode, into, row, epoch, one, change)
+            for row, (one, change) in enumerate(zip(index.tolist(), of_each))
+        ]
         ahead.append(sender.submit(transfer, into, labels[index], decoded))
 
     ahead = collections.deque()

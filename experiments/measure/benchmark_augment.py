@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from dada import augment, ops, policies
-from experiments.measure import benchmark_timing, benchmark_train, verify_ops
+from experiments.data import pillow_ops
+from experiments.measure import benchmark_timing, benchmark_train
 from experiments.runs import compiled_loop
 
 POLICY = "dada_cifar10"
@@ -61,7 +62,7 @@ def pillow_loop(images: np.ndarray, draws: ops.Draws) -> Callable[[], np.ndarray
     """The same draws in a loop over images; what the draws say is looked up beforehand."""
     op, value, center = (np.asarray(leaf) for leaf in draws)
     calls = [
-        [functools.partial(verify_ops.PILLOW[ops.OPS[o]], v=v, c=c) for o, v, c in zip(*of_image) if o]
+        [functools.partial(pillow_ops.PILLOW[ops.OPS[o]], v=v, c=c) for o, v, c in zip(*of_image) if o]
         for of_image in zip(op, value, center)
     ]
 

@@ -1,6 +1,6 @@
 """Evidence for every op: Pillow's pixels, and values that descent along the level gradient finds again.
 
-`PILLOW` says for each op by which Pillow calls it is meant; `op_lines` compares.
+`pillow_ops` says for each op by which Pillow calls it is meant; `op_lines` compares.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image
 
 from dada import ops
+from experiments.data import pillow_ops
 
 _WITHOUT_MAGNITUDE = ("Identity", "FlipLR", "FlipUD", "Rotate90", "Blur", "Smooth")
 # Every op of the library with the widest range that a search space gives it.
@@ -36,54 +37,6 @@ class OpLine(NamedTuple):
     found: str  # targets found again, of all
     median_error: str  # of the found values, in % of the range
     passed: bool
-
-
-def _affine(picture, *coefficients):
-    return picture.transform(picture.size, Image.Transform.AFFINE, tuple(map(float, coefficients)))
-
-
-def _posterize(picture, bits):
-    bits = int(bits)  # Pillow refuses 0 bits, which used to give black
-    return ImageOps.posterize(picture, bits) if bits > 0 else Image.new("RGB", picture.size)
-
-
-def _cutout(picture, side, center):
-    """As the released code of DADA paints it, around a center (row, column)."""
-    left, top = (int(max(0.0, float(middle - side / 2))) for middle in center[::-1])
-    box = (left, top, min(picture.width, left + side), min(picture.height, top + side))
-    picture = picture.copy()
-    ImageDraw.Draw(picture).rectangle(box, (125, 123, 114))
-    return picture
-
-
-# (picture p, value v, center c) -> picture. Values are float32, and so are fractions in pixels.
-PILLOW = {
-    "Identity": lambda p, v, c: p,
-    "ShearX": lambda p, v, c: _affine(p, 1, v, 0, 0, 1, 0),
-    "ShearY": lambda p, v, c: _affine(p, 1, 0, 0, v, 1, 0),
-    "TranslateX": lambda p, v, c: _affine(p, 1, 0, v * p.width, 0, 1, 0),
-    "TranslateY": lambda p, v, c: _affine(p, 1, 0, 0, 0, 1, v * p.height),
-    "Rotate": lambda p, v, c: p.rotate(float(v)),
-    "AutoContrast": lambda p, v, c: ImageOps.autocontrast(p),
-    "Invert": lambda p, v, c: ImageOps.invert(p),
-    "Equalize": lambda p, v, c: ImageOps.equalize(p),
-    "Solarize": lambda p, v, c: ImageOps.solarize(p, float(v)),
-    "Posterize": lambda p, v, c: _posterize(p, v),
-    "Contrast": lambda p, v, c: ImageEnhance.Contrast(p).enhance(float(v)),
-    "Color": lambda p, v, c: ImageEnhance.Color(p).enhance(float(v)),
-    "Brightness": lambda p, v, c: ImageEnhance.Brightness(p).enhance(float(v)),
-    "Sharpness": lambda p, v, c: ImageEnhance.Sharpness(p).enhance(float(v)),
-    "Cutout": lambda p, v, c: _cutout(p, v * p.width, c) if v > 0 else p,
-    "FlipLR": lambda p, v, c: p.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    "FlipUD": lambda p, v, c: p.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
-    "Rotate90": lambda p, v, c: p.transpose(Image.Transpose.ROTATE_90),
-    "Blur": lambda p, v, c: p.filter(ImageFilter.BLUR),
-    "Smooth": lambda p, v, c: p.filter(ImageFilter.SMOOTH),
-    "TranslateXAbs": lambda p, v, c: _affine(p, 1, 0, v, 0, 1, 0),
-    "TranslateYAbs": lambda p, v, c: _affine(p, 1, 0, 0, 0, 1, v),
-    "CutoutAbs": lambda p, v, c: _cutout(p, v, c),
-    "Posterize2": lambda p, v, c: _posterize(p, v),
-}
 
 
 def _unit(levels):
@@ -126,7 +79,7 @@ def _compare(row, images, rng):
     differ = 0
     for image in images:
         picture = Image.fromarray(image)
-        expected = [np.asarray(PILLOW[row.name](picture, v, c)) for v, c in zip(values, centers)]
+        expected = [np.asarray(pillow_ops.PILLOW[row.name](picture, v, c)) for v, c in zip(values, centers)]
         pixels = np.asarray(all_values(_unit(image)))
         differ += int((pixels != _unit(np.stack(expected))).any(-1).sum())
     return len(images) * count * image.shape[0] * image.shape[1], differ

@@ -7,7 +7,7 @@ quick enough. Devices and processes share the decoding: each gets its own part o
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -61,6 +61,7 @@ def open_batches(
     steps_per_pass: int,
     mesh: jax.sharding.Mesh | None,
     threads: int | None,
+    changes: Callable[[int, np.ndarray], Sequence[host_images.Change]] | None = None,
 ) -> Iterator[Iterator[tuple[jax.Array, jax.Array]]]:
     """Gives an iterator over the batches of some steps, (images, labels) divided over the devices.
 
@@ -79,6 +80,6 @@ def open_batches(
         return number, order(number)[(position * size + own) % len(labels)]
 
     to_device = functools.partial(devices.divide, mesh=mesh)
-    batches = stream.batches(images, labels, seed, indices, steps, to_device, threads)
+    batches = stream.batches(images, labels, seed, indices, steps, to_device, threads, changes)
     with contextlib.closing(batches):
         yield batches

@@ -15,7 +15,7 @@ import tqdm
 from dada import policies
 from dada.augment import image_keys
 from dada.training import policy_training, sgd
-from experiments.data import datasets, host_images
+from experiments.data import datasets, host_images, native_policy
 from experiments.runs import command_line, compiled_loop, devices, run_folder, seeds, streamed_loop
 
 # Top-5 errors are reported from so many classes on.
@@ -44,11 +44,17 @@ class Task(NamedTuple):
     label: str | None = None  # before the progress bar
     pretrained: tuple[Any, Any] = ({}, {})  # what takes the place of drawn parameters and statistics
     decode_threads: int | None = None  # of streamed images, see `stream.batches`
+    native_policy: policies.Policy | None = None  # of streamed images, before the crop (`native_policy`)
 
     @property
     def is_streamed(self) -> bool:
         """Whether training images come from the host."""
         return isinstance(self.data.train_images, host_images.Images)
+
+    @property
+    def policy(self) -> policies.Policy:
+        """The policy that is judged, wherever it is applied."""
+        return self.native_policy or self.config.policy
 
 
 def to_device(dataset: datasets.Dataset, mesh: jax.sharding.Mesh | None) -> Data:
@@ -94,6 +100,10 @@ def _data(task: Task, seed: int, key: jax.Array, steps: range) -> Iterator[Any]:
         yield task.data
         return
     order_key, _ = jax.random.split(key)
+    changes = None
+    if task.native_policy:
+        policy_key = jax.random.fold_in(key, 2)
+        changes = native_policy.of_batches(policy_key, task.native_policy, task.config.num_epochs)
     with streamed_loop.open_batches(
         task.data.train_images,
         task.data.train_labels,
@@ -104,6 +114,7 @@ def _data(task: Task, seed: int, key: jax.Array, steps: range) -> Iterator[Any]:
         steps_per_pass=task.config.steps_per_epoch,
         mesh=task.mesh,
         threads=task.decode_threads,
+        changes=changes,
     ) as batches:
         yield (), batches
 
@@ -177,7 +188,7 @@ def _run_at_once(task, loop, test, folders):
     for folder in folders.values():
         folder.clean(done)
         if devices.is_primary() and not folder.policy_path.exists():
-            policies.save(folder.policy_path, config.policy)
+            policies.save(folder.policy_path, task.policy)
     state, key = devices.replicate((seeds.stack(states), seeds.stack(keys)), task.mesh)
 
     def seconds_compile():
@@ -258,7 +269,7 @@ def _finish(task, folder, timing):
     summary = {
         "recipe": task.recipe,
         "num_parameters": num_parameters(task.model),
-        "op_mass": policies.op_mass(task.config.policy),
+        "op_mass": policies.op_mass(task.policy),
         "train_loss": lines[-1]["train_loss"],
         "last": _result(lines[-1]),
         "best": {**_result(lines[best]), "chosen_by": "test accuracy"},
