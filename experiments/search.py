@@ -24,7 +24,7 @@ from absl import flags
 
 from dada import models, ops, policies
 from dada.training import policy_training, sgd
-from experiments.data import datasets, planting
+from experiments.data import datasets, planting, reduced_imagenet
 from experiments.figures import finished_run, verdict_figure
 from experiments.methods import dada_method, ddas_method, deepaa_method, judge, search_loop, search_run
 from experiments.methods.method import Method, Task, config_fields
@@ -60,6 +60,8 @@ def define(values: flags.FlagValues) -> None:
     add.list("exclude_ops", [], about)
     about = "Images to validate with: a folder <class>/, or an .npz. Default: a part of the training images."
     add.string("valid_dataset", None, about)
+    about = "Keep only the 120 classes of ImageNet on which this method was searched (`reduced_imagenet`)."
+    add.enum("reduced_imagenet", None, reduced_imagenet.NAMES, about)
     about = "Search with only so many %s images, for all seeds the same. Default: all."
     add.integer("num_train", None, about % "training", 1)
     add.integer("num_valid", None, about % "validation", 1)

@@ -1,5 +1,6 @@
 """Every recipe takes its two smoke steps with its own network; `-m slow` runs those that take minutes."""
 
+import numpy as np
 import pytest
 import small_runs
 
@@ -21,8 +22,12 @@ def test_the_quick_ones_exist():
 @pytest.mark.parametrize("path", CASES)
 def test_a_recipe_takes_its_smoke_steps(path, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(small_runs.ROOT)
-    small_runs.write_data_set(tmp_path / "tiny.npz", 12, 4)
-    small = [f"--dataset={tmp_path / 'tiny.npz'}", "--batch_size=2", f"--run_dir={tmp_path / 'run'}"]
+    dataset = tmp_path / ("folder" if "imagenet" in path.stem else "tiny.npz")
+    if "imagenet" in path.stem:
+        small_runs.write_folder(dataset, np.random.default_rng(0), 2, 1)
+    else:
+        small_runs.write_data_set(dataset, 12, 4)
+    small = [f"--dataset={dataset}", "--batch_size=2", f"--run_dir={tmp_path / 'run'}"]
     flags = [f"--flagfile={path}", *small, "--num_devices=1", "--smoke"]
     train.main(*command_line.parse(train.define, flags))
     assert "parameters, loss" in capsys.readouterr().out

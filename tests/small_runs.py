@@ -11,6 +11,7 @@ import types
 import jax
 import numpy as np
 import quick_jit
+from PIL import Image
 
 from experiments import table_run
 from experiments.runs import command_line, compiled_loop, run_folder
@@ -30,6 +31,18 @@ def write_data_set(path, count, num_test):
         test_images=images[:num_test].astype(np.uint8),
         test_labels=labels[:num_test],
     )
+
+
+def write_folder(path, generator, count, num_test):
+    """The same as JPEG files of several sizes in class folders, with so many images of each class."""
+    for part, number in (("train", count), ("val", num_test)):
+        for label in range(4):
+            (path / part / f"class_{label}").mkdir(parents=True)
+            for place in range(number):
+                size = (*generator.integers(9, 20, 2), 3)
+                pixels = (generator.integers(0, 80, size) + 40 * label).astype(np.uint8)
+                file = path / part / f"class_{label}" / f"{place}.JPEG"
+                Image.fromarray(pixels).save(file, quality=95)
 
 
 def command(settings, **changes):

@@ -13,7 +13,7 @@ from dada.models import wide_resnet
 from dada.training import policy_training, sgd
 from experiments import plot, train
 from experiments.data import datasets
-from experiments.runs import command_line, compiled_loop, run_folder
+from experiments.runs import command_line, compiled_loop, run_flags, run_folder
 
 RECIPES = sorted((small_runs.ROOT / "experiments" / "flags").glob("train_*.flags"))
 SMALL = {
@@ -35,6 +35,7 @@ def files(tmp_path_factory):
     small_runs.write_data_set(folder / "tiny.npz", 84, 12)
     tall = np.zeros((20, 8, 6, 3), np.uint8)
     np.savez(folder / "tall.npz", images=tall, labels=np.arange(20) % 4)
+    small_runs.write_folder(folder / "folder", np.random.default_rng(0), 2, 1)
     policies.save(folder / "rotate90.json", policies.from_sequences("dada", [[]], extra_ops=("Rotate90",)))
     return folder
 
@@ -205,9 +206,10 @@ def test_recipes_are_read_and_say_what_they_reproduce(path, files, monkeypatch):
     text = path.read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert "Hours and hardware" in header[-1] and len(header) >= 3
-    given = [f"--flagfile={path}", f"--dataset={files / 'tiny.npz'}", "--batch_size=4", "--num_devices=1"]
+    dataset = files / ("folder" if "imagenet" in path.stem else "tiny.npz")
+    given = [f"--flagfile={path}", f"--dataset={dataset}", "--batch_size=4", "--num_devices=1"]
     resolved = train.resolve(given)
-    task = train.task_of(resolved, train.datasets.load(resolved["dataset"]))
+    task = train.task_of(resolved, run_flags.load_dataset(resolved))
     assert task.config.num_epochs == int(text.split("--epochs=")[1].split()[0])
 
 
@@ -229,7 +231,9 @@ def test_rates_of_the_imagenet_recipes_are_those_of_the_papers(recipe, rates, fi
     resolved = train.resolve([f"--flagfile={path}", "--batch_size=4", "--num_devices=1"])
     assert recipe.startswith(resolved["model"]) and resolved["clip_norm"] == 0
     assert resolved["weight_decay"] == 1e-4 and resolved["decay_batch_norm"] == ("deepaa" not in recipe)
-    task = train.task_of({**resolved, "model": "wrn_10_1"}, datasets.load(str(files / "tiny.npz")))
+    dataset = run_flags.load_dataset({**resolved, "dataset": str(files / "folder")})
+    task = train.task_of({**resolved, "model": "wrn_10_1"}, dataset)
+    assert (task.native_policy is not None) == (resolved["policy_position"] == "native")
     for epoch, rate in rates.items():
         found = policy_training.learning_rate(task.config, epoch * task.config.steps_per_epoch)
         np.testing.assert_allclose(found, rate, rtol=1e-3)

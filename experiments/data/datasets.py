@@ -1,10 +1,10 @@
 """Data sets as arrays, by name or path, and the stratified splits of the papers.
 
 Contract: `load` returns a `Dataset` of uint8 images and int32 labels that fits on the device and is
-indexed there; but for the training images of a folder that is streamed from the host, which are decoded when
-they are needed (`host_images`). Only "embedded" and its reduced form ship with the project; the others come
-from files of the user (`dataset_files.py`, `image_folder.py`, `cifar_files.py`), which are downloaded only on
-request (`dataset_download.py`).
+indexed there; but those of a folder that is streamed from the host are decoded when they are needed
+(`host_images`), and only test and validation images have to fit. Only "embedded" and its reduced form ship
+with the project; the others come from files of the user (`dataset_files.py`, `image_folder.py`,
+`cifar_files.py`), which are downloaded only on request (`dataset_download.py`).
 
 Statistics: CIFAR-10, CIFAR-100 and SVHN use the CIFAR-10 values of the papers (their standard deviation is
 the well-known mean of the deviations of single images); streamed sets use those of ImageNet, every other set
@@ -43,12 +43,14 @@ class Dataset(NamedTuple):
     name: str
     train_images: np.ndarray | host_images.Images
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: np.ndarray | host_images.Images
     test_labels: np.ndarray
     class_names: tuple[str, ...]  # by label: of its folders, or else the labels
     mean: np.ndarray
     std: np.ndarray
-    valid_images: np.ndarray | None = None  # of where a model will be used; None: a search splits one off
+    valid_images: np.ndarray | host_images.Images | None = (
+        None  # of where a model will be used; None: a search splits one off
+    )
     valid_labels: np.ndarray | None = None
 
     @property
@@ -174,7 +176,7 @@ def _read_folder(path, prepared, input):
     arrays, parts = [], sources.open_parts(path)
     for name, source in parts.items():
         images = host_images.Images(source, prepared)
-        arrays += [images if name == "train" and input == "host" else np.asarray(images), source.labels]
+        arrays += [images if input == "host" else np.asarray(images), source.labels]
         if images.shape[1:] != arrays[0].shape[1:]:
             raise ValueError(f"{path}: {name} images have another size than train images: give --image_size")
     return dataset_files.Arrays(*arrays), list(source.classes)

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.data import datasets, host_images
+from experiments.data import datasets, host_images, reduced_imagenet
 from experiments.runs import command_line, compilation_cache, devices
 
 # What may differ between the processes of one run.
@@ -121,6 +121,8 @@ def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
     """
     given = {name: settings[name] for name in _LOADED if name in settings}
     dataset = datasets.load(settings["dataset"], **given, valid_dataset=settings.get("valid_dataset"))
+    if reduced := settings.get("reduced_imagenet"):
+        dataset = reduced_imagenet.reduce(reduced, dataset)
     if settings["decode_threads"] and not dataset.is_streamed:
         raise ValueError(f"--decode_threads={settings['decode_threads']} has no effect with --input=device")
     if settings["pretrained"] or settings["imagenet_statistics"]:
@@ -135,7 +137,8 @@ def load_again(texts: Mapping[str, str]) -> datasets.Dataset:
     define(values)
     known = [f"--{name}={text}" for name, text in texts.items() if name in values]
     settings = as_dict(command_line.parse(define, known)[0])
-    return load_dataset({**settings, "download": False, "valid_dataset": texts.get("valid_dataset")})
+    of_searches = {name: texts.get(name) for name in ("valid_dataset", "reduced_imagenet")}
+    return load_dataset({**settings, **of_searches, "download": False})
 
 
 def _flags(values):
