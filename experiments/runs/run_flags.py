@@ -21,7 +21,7 @@ NOT_RECIPE = (
 _LOADED = ("data_dir", "download", "image_size", "exif_orientation", "resize", "crop", "crop_area", "input")
 # What `load_dataset` reads.
 DATASET_FLAGS = (
-    *("dataset", "valid_dataset", *_LOADED),
+    *("dataset", "valid_dataset", "reduced_imagenet", *_LOADED),
     *("decode_threads", "pretrained", "imagenet_statistics"),
 )
 _PATHS = ("run_dir", "dataset", "data_dir", "valid_dataset", "policy", "pretrained", "proxy")
@@ -137,7 +137,7 @@ def load_again(texts: Mapping[str, str]) -> datasets.Dataset:
     define(values)
     known = [f"--{name}={text}" for name, text in texts.items() if name in values]
     settings = as_dict(command_line.parse(define, known)[0])
-    of_searches = {name: texts.get(name) for name in ("valid_dataset", "reduced_imagenet")}
+    of_searches = {name: texts.get(name) for name in DATASET_FLAGS if name not in values}
     return load_dataset({**settings, **of_searches, "download": False})
 
 
