@@ -22,11 +22,15 @@ def check_counts(config: Any, *fields: str) -> None:
 
 
 def check_batches(*batches: Any) -> None:
-    """Raises AssertionError unless every batch has images uint8 [B, H, W, 3] and labels int32 [B]."""
+    """Raises AssertionError unless every batch is one as of `training.sgd`."""
     for batch in batches:
-        chex.assert_rank([batch.images, batch.labels], [4, 1])
-        chex.assert_equal_shape_prefix([batch.images, batch.labels], 1)
-        chex.assert_type([batch.images, batch.labels], [jnp.uint8, jnp.int32])
+        parts, ranks, types = (batch.images, batch.labels), (4, 1), (jnp.uint8, jnp.int32)
+        if isinstance(batch.images, tuple):
+            parts, ranks = (*batch.images, batch.labels), (4, 3, 2, 2)
+            types = (jnp.uint8, jnp.float32, bool, jnp.int32)
+        chex.assert_rank(parts, ranks)
+        chex.assert_equal_shape_prefix(parts, 1)
+        chex.assert_type(parts, types)
 
 
 def check_no_random_ops(names: Sequence[str]) -> None:

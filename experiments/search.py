@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from dada import models, ops, policies
+from dada import ops, policies
 from dada.training import policy_training, sgd
 from experiments.data import datasets, planting, reduced_imagenet
 from experiments.figures import finished_run, verdict_figure
@@ -37,6 +37,7 @@ from experiments.runs import (
     run_flags,
     run_folder,
     seeds,
+    tasks,
 )
 from experiments.summaries import seed_agreement
 
@@ -182,8 +183,9 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     for flag in method.divided:
         devices.check_batch(flag, sizes.get(flag, settings[flag]), mesh)
     size = dataset.train_images.shape[1:3]
-    named_policy.check_ops(space, size, f"search space {space.name!r}")
-    network, network_config = models.by_name(settings["model"], dataset.num_classes, max(size))
+    has_boxes = settings["task"] == "detection"
+    named_policy.check_ops(space, size, has_boxes, f"search space {space.name!r}")
+    network, network_config = tasks.network(settings, dataset)
     jax.eval_shape(lambda: network.init(jax.random.key(0), network_config))  # refuses a wrong depth
     weights = pretrained.load(
         settings["pretrained"],
@@ -191,11 +193,13 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
         needs_head=settings["method"] == "deepaa",  # which trains none
     )
     plan = method.plan(settings, dataset)
+    of_task = tasks.fields(settings, (network, network_config))
+    of_task["apply"] = policy_training.in_dtype(of_task["apply"], settings.get("dtype", "float32"))
     fields = config_fields(
         method.library.Config,
         settings,
         dataset,
-        apply=policy_training.in_dtype(network.apply, settings.get("dtype", "float32")),
+        **of_task,
         space=space,
         steps_per_epoch=search_loop.steps_per_epoch(len(train.labels), settings["batch_size"]),
     )

@@ -14,14 +14,15 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dada import models, ops, policies
+from dada import ops, policies
 from dada.policies import schedule
 from dada.training import policy_training
-from experiments.data import datasets, native_policy, planting
+from experiments.data import datasets, detection_datasets, native_policy, planting
 from experiments.figures import finished_run
 from experiments.methods.method import config_fields
 from experiments.runs import (
@@ -33,6 +34,7 @@ from experiments.runs import (
     run_flags,
     run_folder,
     seeds,
+    tasks,
     train_run,
 )
 
@@ -97,14 +99,18 @@ resolve = functools.partial(command_line.resolve, define, _resolve)
 
 def _plant(text: str | None, dataset: datasets.Dataset) -> datasets.Dataset:
     """The data set with ops on every test image: what a policy is worth where they are right."""
+    if not text:
+        return dataset
     rows = [row for space in ops.SPACE_NAMES for row in ops.search_space(space).rows]
     planted = planting.parse(text)
     for name, value in planted:
         if value is None and any(row.unit for row in rows if row.name == name):
             raise ValueError(f"--planted_op={name}: got no value, expected {name}:NUMBER in a training")
     planted = [(name, value or 0.0) for name, value in planted]
-    images = planting.plant(planted, jnp.asarray(dataset.test_images))
-    return dataset._replace(test_images=np.asarray(images))
+    images = jax.tree.map(np.asarray, planting.plant(planted, jax.tree.map(jnp.asarray, dataset.test_images)))
+    if dataset.annotations is not None:
+        dataset = dataset._replace(annotations=detection_datasets.annotations(images, dataset.test_labels))
+    return dataset._replace(test_images=images)
 
 
 def _numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
@@ -117,13 +123,10 @@ def _numbers(flag: str, texts: list[str]) -> tuple[float, ...]:
     return numbers
 
 
-def _policy(settings: dict[str, Any], image_size: tuple[int, int]) -> policies.Policy:
-    """The policy of the flags."""
-    policy, frozen = named_policy.load(settings["policy"], image_size), settings["freeze_schedule"]
-    if frozen:
-        p_tp, p_o = (frozen in ("both", part) for part in ("p_tp", "p_o"))
-        policy = schedule.freeze(policy, p_tp=p_tp, p_o=p_o)
-    return policy
+def _policy(settings: dict[str, Any], dataset: datasets.Dataset) -> policies.Policy:
+    """The policy of the flags, but for --freeze_schedule."""
+    size, has_boxes = dataset.train_images.shape[1:3], settings["task"] == "detection"
+    return named_policy.load(settings["policy"], size, has_boxes=has_boxes)
 
 
 def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> train_run.Task:
@@ -133,71 +136,80 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> train_run.Ta
       ValueError: settings that do not go together, or not with the data set.
     """
     dataset = _plant(settings["planted_op"], dataset)
-    count, *image_size = dataset.train_images.shape[:3]
+    count = len(dataset.train_labels)
+    policy, frozen = _policy(settings, dataset), settings["freeze_schedule"]
+    if frozen:
+        p_tp, p_o = (frozen in ("both", part) for part in ("p_tp", "p_o"))
+        policy = schedule.freeze(policy, p_tp=p_tp, p_o=p_o)
     batch_size = settings["batch_size"]
     if batch_size > count:
         raise ValueError(f"--batch_size={batch_size}: {dataset.name} has only {count} training images")
     mesh = devices.mesh(settings["num_devices"])
     devices.check_batch("batch_size", batch_size, mesh)
     try:
-        module, model_config = models.by_name(settings["model"], dataset.num_classes, max(image_size))
-        train_run.num_parameters((module, model_config))
+        model = tasks.network(settings, dataset)
+        train_run.num_parameters(model)
     except ValueError as error:
         raise ValueError(f"--model: {error}") from error
-    apply = module.apply
+    of_task = tasks.fields(settings, model)
     if settings["batch_norm_momentum"] is not None:
-        apply = functools.partial(apply, batch_norm_momentum=settings["batch_norm_momentum"])
-    policy, is_native = _policy(settings, tuple(image_size)), settings["policy_position"] == "native"
+        momentum = {"batch_norm_momentum": settings["batch_norm_momentum"]}
+        of_task["apply"] = functools.partial(of_task["apply"], **momentum)
+    of_policy = {"policy": policy}
+    is_native = settings["policy_position"] == "native"
     if is_native:
         if not dataset.is_streamed:
             raise ValueError("--policy_position=native: expected --input=host")
         native_policy.check(policy)
+        of_policy = {"policy": policies.identity(), "policy_position": "after_crop"}
     fields = config_fields(
         policy_training.Config,
         settings,
         dataset,
-        apply=apply,
-        policy=policies.identity() if is_native else policy,
-        policy_position="after_crop" if is_native else settings["policy_position"],
+        **of_task,
+        **of_policy,
         steps_per_epoch=count // batch_size,
         decay_epochs=_numbers("decay_epochs", settings["decay_epochs"]),
     )
     return train_run.Task(
         config=policy_training.Config(**fields),
-        model=(module, model_config),
+        model=model,
         data=train_run.to_device(dataset, mesh),
         batch_size=batch_size,
         eval_batch_size=settings["eval_batch_size"],
         recipe={name: value for name, value in settings.items() if name not in run_flags.NOT_RECIPE},
         mesh=mesh,
-        pretrained=pretrained.load(settings["pretrained"], (module, model_config)),
+        pretrained=pretrained.load(settings["pretrained"], model),
         decode_threads=settings["decode_threads"],
         native_policy=policy if is_native else None,
+        annotations=dataset.annotations,
     )
 
 
 def contents_of(settings: dict[str, Any], dataset: datasets.Dataset) -> dict[str, str | None]:
     """What resolved flags name, by content."""
-    policy = named_policy.load(settings["policy"], dataset.train_images.shape[1:3])
+    policy = _policy(settings, dataset)
     return {**contents.of_dataset(dataset, ("train", "test")), "policy": contents.of_policies([policy])}
 
 
 def _report(seed: int, summary: dict[str, Any], folder: run_folder.RunFolder) -> str:
-    last, best = (_errors(summary[name]) for name in ("last", "best"))
+    last, best = (_result(summary[name]) for name in ("last", "best"))
     return (
         f"\nseed {seed}\n"
         f"last {last}\n"
-        f"best {best}   (chosen by the test error itself, so optimistic)\n"
+        f"best {best}   (chosen by {summary['best']['chosen_by']} itself, so optimistic)\n"
         f"summary  {folder.path / 'summary.json'}\nfigures  {folder.figures_path}"
     )
 
 
-def _errors(result):
-    """The errors of an epoch, %."""
-    text = f"epoch {result['epoch']:4d}   test error {100 * result['test_error']:.2f} %"
-    if "test_top_5_error" in result:
-        text += f"   top-5 error {100 * result['test_top_5_error']:.2f} %"
-    return text
+def _result(result):
+    """The errors of an epoch, or its average precisions, %."""
+    shown = {
+        **{"test_error": "test error", "test_top_5_error": "top-5 error"},
+        **{"test_AP": "test AP", "test_AP50": "AP50"},
+    }
+    texts = [f"{text} {100 * result[name]:.2f} %" for name, text in shown.items() if name in result]
+    return "   ".join([f"epoch {result['epoch']:4d}", *texts])
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> None:

@@ -229,7 +229,7 @@ def test_candidates_of_ddas():
 
 class Settings(NamedTuple):
     flip: bool = True
-    scales: tuple[float, float] = (0.5, 2.0)
+    scale_jitter: float = 0.5
     mean: tuple[float, ...] = (0.1, 0.2, 0.3)
     std: tuple[float, ...] = (0.5, 0.25, 0.2)
 
@@ -284,17 +284,18 @@ def test_order_of_detection(per_image):
     keys = Keys(*jax.random.split(jax.random.key(4), (2, 4) if per_image else 2))
     settings = Settings()
 
-    def policy(images, boxes, valid):
-        return images // 2, boxes + 1.0, valid.at[:, 0].set(False)
+    def policy(batch):
+        images, boxes, valid = batch
+        return augment.ImagesWithBoxes(images // 2, boxes + 1.0, valid.at[:, 0].set(False))
 
     def steps(keys, *batch):
-        batch = augment.random_flip_with_boxes(keys.flip, *policy(*batch))
+        batch = augment.random_flip_with_boxes(keys.flip, *policy(augment.ImagesWithBoxes(*batch)))
         normalized = augment.normalize(batch[0], settings.mean, settings.std)
-        return augment.random_scale_with_boxes(keys.crop, normalized, *batch[1:], settings.scales)
+        return augment.random_scale_with_boxes(keys.crop, normalized, *batch[1:], (0.5, 1.5))
 
     @quick_jit.jit
     def found_and_expected(keys, *batch):
-        found = augment.base_augment_with_boxes(keys, settings, *batch, policy)
+        found = tuple(augment.base_augment(keys, settings, augment.ImagesWithBoxes(*batch), policy))
         if not per_image:
             return found, steps(keys, *batch)
         parts = [

@@ -43,6 +43,8 @@ ROOMS["experiments"] = [room for room in ROOMS if room.startswith("experiments."
 # Networks and steps, where the key is optional or belongs to a draw that comes with it.
 KEY_IS_A_LATER_ARGUMENT = {
     "apply",
+    "classification_losses",
+    "of_batch",
     "train_step",
     "latents",
     "drawn_latents",

@@ -27,7 +27,10 @@ def test_a_recipe_takes_its_smoke_steps(path, tmp_path, capsys, monkeypatch):
         small_runs.write_folder(dataset, np.random.default_rng(0), 2, 1)
     else:
         small_runs.write_data_set(dataset, 12, 4)
-    small = [f"--dataset={dataset}", "--batch_size=2", f"--run_dir={tmp_path / 'run'}"]
+    dataset = [f"--dataset={dataset}"]
+    if "--task=detection" in path.read_text():
+        dataset = ["--dataset=embedded", "--image_size=64"]
+    small = [*dataset, "--batch_size=2", f"--run_dir={tmp_path / 'run'}"]
     flags = [f"--flagfile={path}", *small, "--num_devices=1", "--smoke"]
     train.main(*command_line.parse(train.define, flags))
     assert "parameters, loss" in capsys.readouterr().out

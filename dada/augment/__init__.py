@@ -11,7 +11,6 @@ from .base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     base_augment,
-    base_augment_with_boxes,
     normalize,
     random_color_jitter,
     random_crop,
@@ -22,10 +21,12 @@ from .base import (
     random_scale_with_boxes,
 )
 from .draws import (
+    ImagesWithBoxes,
     apply_draws,
     apply_draws_differentiable,
     apply_draws_with_boxes,
     apply_draws_with_boxes_differentiable,
+    map_images,
 )
 from .sampling import NOISE_SIZE, assemble_draws, random_centers, random_signs, sample
 
@@ -35,13 +36,14 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "NOISE_SIZE",
+    "ImagesWithBoxes",
     "apply_draws",
     "apply_draws_differentiable",
     "apply_draws_with_boxes",
     "apply_draws_with_boxes_differentiable",
     "assemble_draws",
     "base_augment",
-    "base_augment_with_boxes",
+    "map_images",
     "normalize",
     "random_centers",
     "random_color_jitter",

@@ -5,7 +5,7 @@ but for what they say. They raise TypeError where the key is not typed, and Valu
 images of another rank or a number out of range. With `axis_name`, a mapped axis over which the batch is
 divided, they draw for the whole batch and use the part of this device, with the same key on all devices.
 
-The functions ending in `_with_boxes` take and return boxes and valid, as `draws` has them, with the images.
+The functions ending in `_with_boxes` take and return the parts of a `draws.ImagesWithBoxes`.
 """
 
 import functools
@@ -44,6 +44,7 @@ class BaseSettings(Protocol):
     cutout_length: int  # side in pixels; 0 for no cutout
     color_jitter: float  # strength, see `random_color_jitter`; 0 for none
     lighting: float  # deviation, see `random_lighting`; 0 for none
+    scale_jitter: float  # of images with boxes only: they are scaled by 1 minus to 1 plus this; 0 for none
     mean: tuple[float, float, float]  # per channel, of images in [0, 1]
     std: tuple[float, float, float]
 
@@ -51,30 +52,36 @@ class BaseSettings(Protocol):
 def base_augment(
     keys: Any,
     settings: BaseSettings,
-    images: jax.Array,
-    policy: Callable[[jax.Array], jax.Array],
+    images: jax.Array | draws.ImagesWithBoxes,
+    policy: Callable,
     *,
     policy_position: str = "after_crop",
     axis_name: str | None = None,
-) -> jax.Array:
+) -> jax.Array | draws.ImagesWithBoxes:
     """Crop, flip, colour jitter, lighting, normalise, cutout, and in between the policy, as in the papers.
+
+    Images with boxes: policy, flip, normalise, scale, as in Zoph et al. 2020, with `keys.crop` for the scale;
+    the other settings and the position are not read.
 
     Args:
       keys: has a typed key for each random step, `crop`, `flip`, `color_jitter`, `lighting` and `cutout`: [],
         one for the batch, or [B], one for each image.
       settings: what is done.
-      images: uint8 [B, H, W, 3].
-      policy: from uint8 [B, H, W, 3] to uint8, or to float32 in [0, 1] where no colour jitter follows.
+      images: uint8 [B, H, W, 3], perhaps with boxes.
+      policy: from uint8 [B, H, W, 3] to uint8, or to float32 in [0, 1] where no colour jitter follows; with
+        boxes if the images have some.
       policy_position: "first", "after_crop" (and flip), or "after_jitter", as in the search of DADA.
       axis_name: mapped axis over which the batch is divided; read where the keys are of the batch.
     Returns:
-      float32 [B, H, W, 3], normalised. Gradient: to what `policy` depends on.
+      float32 [B, H, W, 3], normalised, perhaps with boxes. Gradient: to what `policy` depends on.
     Raises:
       ValueError: another policy_position.
     """
     if policy_position not in POSITIONS:
         raise ValueError(f"policy_position: got {policy_position!r}, expected one of {', '.join(POSITIONS)}")
     random = functools.partial(_randomly, axis_name)
+    if isinstance(images, draws.ImagesWithBoxes):
+        return _augment_with_boxes(random, keys, settings, images, policy)
     if policy_position == "first":
         images = policy(images)
     if settings.crop_padding:
@@ -97,47 +104,15 @@ def base_augment(
     return images
 
 
-class BaseSettingsWithBoxes(Protocol):
-    """Fields of a Config that `base_augment_with_boxes` reads."""
-
-    flip: bool
-    scales: tuple[float, float]  # smallest and largest factor; (1, 1) for no change
-    mean: tuple[float, float, float]  # per channel, of images in [0, 1]
-    std: tuple[float, float, float]
-
-
-def base_augment_with_boxes(
-    keys: Any,
-    settings: BaseSettingsWithBoxes,
-    images: jax.Array,
-    boxes: jax.Array,
-    valid: jax.Array,
-    policy: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
-    *,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Policy, flip, normalise, scale: the order of Zoph et al., for detection.
-
-    Args:
-      keys: has the typed keys `flip` and `crop`, the scale's: [] or [B], as in `base_augment`.
-      settings: what is done.
-      images: uint8 [B, H, W, 3].
-      boxes: float32 [B, N, 4].
-      valid: bool [B, N].
-      policy: maps images, boxes and valid to the same, images uint8 or float32 in [0, 1].
-      axis_name: as in `base_augment`.
-    Returns:
-      Images float32 [B, H, W, 3], normalised; boxes and valid. Gradient: images to what `policy` depends on.
-    """
-    random = functools.partial(_randomly, axis_name)
-    images, boxes, valid = policy(images, boxes, valid)
+def _augment_with_boxes(random, keys, settings, images, policy):
+    images = policy(images)
     if settings.flip:
-        images, boxes, valid = random(random_flip_with_boxes, keys.flip, images, boxes, valid)
-    images = normalize(images, settings.mean, settings.std)
-    if settings.scales != (1, 1):
-        scale = functools.partial(random_scale_with_boxes, scales=settings.scales)
-        images, boxes, valid = random(scale, keys.crop, images, boxes, valid)
-    return images, boxes, valid
+        images = draws.ImagesWithBoxes(*random(random_flip_with_boxes, keys.flip, *images))
+    images = draws.map_images(lambda images: normalize(images, settings.mean, settings.std), images)
+    if jitter := settings.scale_jitter:
+        scale = functools.partial(random_scale_with_boxes, scales=(1.0 - jitter, 1.0 + jitter))
+        images = draws.ImagesWithBoxes(*random(scale, keys.crop, *images))
+    return images
 
 
 def _randomly(axis_name, function, key, *batch):

@@ -4,16 +4,17 @@ Contract: pure functions that can be traced. `apply_draws` is the fast path of t
 uint8; `apply_draws_differentiable` gives the same pixels as float32 and carries gradients to the
 values of the draws, for searches. B images, K ops per image, applied in the order 0 .. K - 1.
 
-The two names with `_with_boxes` do the same for images with boxes, from the same draws. Boxes are float32
-[B, N, 4], (x min, y min, x max, y max) in pixels, edges: (0, 0, W, H) is the image. Valid is bool [B, N];
-what other slots hold changes nothing, and they return 0. After every op a box is what encloses the moved one,
-clipped at the image; one that has no area then is not valid any more.
+The two names with `_with_boxes` do the same for images with boxes, from the same draws; the first two call
+them for `ImagesWithBoxes`. After every op a box is what encloses the moved one, clipped at the image; one
+that has no area then is not valid any more.
 
 Under `jit` with images divided over devices both give the pixels of one device; inside `shard_map` or `pmap`,
 `apply_draws` moves nothing between devices.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,24 +25,55 @@ from ..ops import Draws
 from . import fast_path
 
 
-def apply_draws(images: jax.Array, draws: Draws, *, op_ids: tuple[int, ...] | None = None) -> jax.Array:
+class ImagesWithBoxes(NamedTuple):
+    """Images, and boxes that move with them; takes the place of images wherever these are augmented.
+
+    Attributes:
+      images: [B, H, W, 3].
+      boxes: float32 [B, N, 4], (x min, y min, x max, y max) in pixels, edges: (0, 0, W, H) is the image.
+      valid: bool [B, N]; what other slots hold changes nothing, and they return 0.
+    """
+
+    images: jax.Array
+    boxes: jax.Array
+    valid: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the images."""
+        return self.images.shape
+
+
+def map_images(function: Callable, images: jax.Array | ImagesWithBoxes) -> jax.Array | ImagesWithBoxes:
+    """Applies to images a function that leaves boxes where they are."""
+    if isinstance(images, ImagesWithBoxes):
+        return images._replace(images=function(images.images))
+    return function(images)
+
+
+def apply_draws(
+    images: jax.Array | ImagesWithBoxes, draws: Draws, *, op_ids: tuple[int, ...] | None = None
+) -> jax.Array | ImagesWithBoxes:
     """Applies to every image its own K ops, equal to Pillow on every pixel.
 
     Rotate90 needs square images; on others its result is undefined. The centre of a draw is read by
     cutouts and crops only.
 
     Args:
-      images: uint8 [B, H, W, 3]; grey images as three equal channels. H * W <= 2**22, H + W < 2**14.
+      images: uint8 [B, H, W, 3], perhaps with boxes; grey images as three equal channels. H * W <= 2**22,
+        H + W < 2**14.
       draws: op int [B, K], value float [B, K], center float [B, K, 2].
       op_ids: static; the op ids that draws may hold, None for all that need no boxes; an op that is not
         among them may do nothing. On an accelerator every image pays for all of them: pass
         `ops.op_ids(space)`.
     Returns:
-      uint8 [B, H, W, 3].
+      Of the same kind.
     Raises:
       TypeError: images are not uint8, or a draw has the wrong kind of number.
-      ValueError: shapes do not fit, or an op of `ops.BOX_OPS` is among op_ids.
+      ValueError: shapes do not fit, or, without boxes, an op of `ops.BOX_OPS` is among op_ids.
     """
+    if isinstance(images, ImagesWithBoxes):
+        return ImagesWithBoxes(*apply_draws_with_boxes(*images, draws, op_ids=op_ids))
     draws = _checked(images, draws)
     op_ids = tuple(range(len(ops.ALL_OPS) - len(ops.BOX_OPS))) if op_ids is None else tuple(op_ids)
     need_boxes = [ops.ALL_OPS[op] for op in op_ids if ops.ALL_OPS[op] in ops.BOX_OPS]
@@ -113,7 +145,9 @@ def _complete(name, image, boxes, valid, value, center):
     return jnp.round(unit * 255).astype(jnp.uint8), *moved
 
 
-def apply_draws_differentiable(images: jax.Array, draws: Draws, op_ids: tuple[int, ...]) -> jax.Array:
+def apply_draws_differentiable(
+    images: jax.Array | ImagesWithBoxes, draws: Draws, op_ids: tuple[int, ...]
+) -> jax.Array | ImagesWithBoxes:
     """Applies to every image its own K ops; same pixels as `apply_draws`, with gradients to the values.
 
     The derivative of every image with respect to each of its K values is computed forwards, with the
@@ -133,6 +167,8 @@ def apply_draws_differentiable(images: jax.Array, draws: Draws, op_ids: tuple[in
       TypeError: images are not float32, or a draw has the wrong kind of number.
       ValueError: shapes do not fit; op_ids without 0, repeated or outside the op table.
     """
+    if isinstance(images, ImagesWithBoxes):
+        return ImagesWithBoxes(*apply_draws_with_boxes_differentiable(*images, draws, op_ids))
 
     def apply_op(name, state, value, center):
         return (ops.apply_op(name, *state, value, center),)

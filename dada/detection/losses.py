@@ -8,6 +8,9 @@ so that a gradient with respect to the parameters can be told apart by images.
 Reference: Lin et al. 2017, arXiv:1708.02002; the normaliser of torchvision, L1 of MMDetection.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -64,6 +67,36 @@ def per_image(
         jnp.sum(losses, axis=1) / jnp.maximum(count, 1.0) for losses in (class_losses, box_losses)
     )
     return class_loss + box_loss, {"class_loss": class_loss, "box_loss": box_loss, "positives": count}
+
+
+def of_batch(
+    anchors: Callable[[tuple[int, int]], Any],
+    apply: Callable,
+    params: Any,
+    batch_stats: Any,
+    images: Any,
+    labels: jax.Array,
+    key: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+    """`per_image` in the form in which the searches and the training step want a task.
+
+    Args:
+      anchors: from the (height, width) of images to the [A, 4] of the network.
+      apply: a detector, (params, batch_stats, images, is_training, key, axis_name=) ->
+        ((class logits, box deltas), batch_stats).
+      params, batch_stats: its parameters and running statistics.
+      images: has `images` [B, H, W, 3], normalised, and their `boxes` and `valid`.
+      labels: integer [B, N].
+      key: typed key for networks that draw random numbers.
+      axis_name: mapped axis over which the batch is divided.
+    Returns:
+      ([B] losses, (new running statistics, means over images of what `per_image` says of them)).
+    """
+    outputs, new_stats = apply(params, batch_stats, images.images, True, key, axis_name=axis_name)
+    of_network = anchors(images.images.shape[1:3])
+    losses, parts = per_image(*outputs, of_network, images.boxes, labels, images.valid)
+    return losses, (new_stats, jax.tree.map(jnp.mean, parts))
 
 
 def focal(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -39,6 +39,7 @@ The `BOX_OPS` (`boxes`) are for images with boxes; what they do not fill from th
     BBox_Cutout       a part of one box
     ..._BBox          the op of that name on the whole image
     ..._Only_BBoxes   the op of that name inside some boxes, which stay
+    Rotate90_Image_Only   turns the image and leaves the boxes: wrong, which a search has to notice
 """
 
 from typing import NamedTuple
@@ -148,6 +149,7 @@ _APPLY_WITH_BOXES = {
     "Solarize_Only_BBoxes": _of_boxes(box_ops.solarize),
     "Equalize_Only_BBoxes": _of_boxes(box_ops.equalize),
     "Cutout_Only_BBoxes": _of_boxes(_cutout_square),
+    "Rotate90_Image_Only": lambda image, *_: spatial.rotate90(image),
 }
 BOX_OPS: tuple[str, ...] = tuple(_APPLY_WITH_BOXES)
 ALL_OPS: tuple[str, ...] = (*OPS, *RANDOM_OPS, *BOX_OPS)  # the ids of these follow those of OPS

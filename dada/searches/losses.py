@@ -11,46 +11,47 @@ from ..training import sgd
 
 
 def training_losses(
-    apply: Callable, batch_stats: Any, labels: jax.Array, axis_name: str | None = None
-) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, tuple[Any, jax.Array]]]:
-    """Cross-entropy of augmented images under the statistics of their batch.
+    config: Any, batch_stats: Any, labels: jax.Array, axis_name: str | None = None
+) -> Callable[[Any, Any, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]:
+    """Losses of augmented images under the statistics of their batch.
 
     Args:
-      apply: network, (params, batch_stats, images, is_training, key, axis_name=) -> (logits, batch_stats).
+      config: has `apply`, a network, and `losses`, in the form of `sgd.classification_losses`.
       batch_stats: running statistics before the step.
-      labels: int32 [B].
+      labels: of the batch.
       axis_name: mapped axis over which the batch is divided.
 
     Returns:
-      (params, normalised images [B, H, W, 3], key of networks that draw noise) ->
-      ([B] losses, (next running statistics, accuracy [])).
+      (params, normalised images, key of networks that draw noise) ->
+      ([B] losses, (next running statistics, scalars by name, such as the accuracy)).
     """
 
     def losses(params, images, key):
-        logits, stats = apply(params, batch_stats, images, True, key, axis_name=axis_name)
-        return sgd.cross_entropy(logits, labels), (stats, sgd.accuracy(logits, labels))
+        return config.losses(config.apply, params, batch_stats, images, labels, key, axis_name)
 
     return losses
 
 
 def clean_losses(
     key: jax.Array | None, config: Any, batch_stats: Any, batch: sgd.Batch, axis_name: str | None = None
-) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
-    """Cross-entropy of a batch that no policy has touched: params -> ([B] losses, accuracy []).
+) -> Callable[[Any], tuple[jax.Array, dict[str, jax.Array]]]:
+    """Losses of a batch that no policy has touched: params -> ([B] losses, scalars by name).
 
     Args:
       key: of networks that draw noise.
-      config: has `apply`, as in `training_losses`, and `mean` and `std`, per channel, of images in [0, 1].
+      config: as of `training_losses`, with `mean` and `std`, per channel, of images in [0, 1].
       batch_stats: running statistics; the batch has its own.
-      batch: images uint8 [B, H, W, 3] and labels; this device's part.
+      batch: this device's part.
       axis_name: mapped axis over which the batch is divided.
     """
-    images = augment.normalize(batch.images, config.mean, config.std)
-    of_batch = training_losses(config.apply, batch_stats, batch.labels, axis_name)
+    images = augment.map_images(
+        lambda images: augment.normalize(images, config.mean, config.std), batch.images
+    )
+    of_batch = training_losses(config, batch_stats, batch.labels, axis_name)
 
     def losses(params):
-        values, (_, accuracy) = of_batch(params, images, key)
-        return values, accuracy
+        values, (_, scalars) = of_batch(params, images, key)
+        return values, scalars
 
     return losses
 
@@ -65,13 +66,13 @@ def inner_step(config: Any, train: sgd.TrainState, learning_rate: jax.Array, **m
 
 
 def metrics(
-    train: tuple[jax.Array, jax.Array], valid: tuple[jax.Array, jax.Array], axis_name: str | None, **more
+    train: tuple[jax.Array, dict], valid: tuple[jax.Array, dict], axis_name: str | None, **more
 ) -> dict[str, jax.Array]:
-    """Loss of the whole batch and accuracy of this device's part, of both batches, and `more` as it is."""
+    """Loss of the whole batch and scalars of this device's part, of both batches, and `more` as it is."""
     parts = {"train": train, "valid": valid}
-    accuracies = sgd.mean_of_devices({name: accuracy for name, (_, accuracy) in parts.items()}, axis_name)
+    scalars = sgd.mean_of_devices({name: part for name, (_, part) in parts.items()}, axis_name)
     return {
         **{f"{name}_loss": loss for name, (loss, _) in parts.items()},
-        **{f"{name}_accuracy": accuracy for name, accuracy in accuracies.items()},
+        **{f"{name}_{kind}": value for name, part in scalars.items() for kind, value in part.items()},
         **more,
     }

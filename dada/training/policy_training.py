@@ -22,7 +22,7 @@ floor(e E' / E) (DDAS).
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +62,10 @@ class Config:
       cutout_length: side of the cutout after normalisation; 0 for none.
       color_jitter: strength, see `augment.random_color_jitter`; 0 for none.
       lighting: deviation, see `augment.random_lighting`; 0 for none.
+      scale_jitter: of images with boxes, see `augment.base_augment`; 0 for none.
       mean: of the pixels in [0, 1], per channel.
       std: the same.
+      losses: of the examples of a batch, in the form of `sgd.classification_losses`.
     """
 
     apply: Callable
@@ -88,8 +90,10 @@ class Config:
     cutout_length: int = 16
     color_jitter: float = 0.0
     lighting: float = 0.0
+    scale_jitter: float = 0.0
     mean: tuple[float, float, float] = augment.CIFAR_MEAN
     std: tuple[float, float, float] = augment.CIFAR_STD
+    losses: Callable = sgd.classification_losses
 
     def __post_init__(self):
         checks.check_choices(
@@ -140,18 +144,18 @@ def learning_rate(config: Config, step: int | jax.Array) -> jax.Array:
 
 
 def network_input(
-    keys: Keys, config: Config, images: jax.Array, epoch: jax.Array | None, axis_name: str | None = None
-) -> jax.Array:
+    keys: Keys, config: Config, images: Any, epoch: jax.Array | None, axis_name: str | None = None
+) -> Any:
     """Augments and normalises a batch in the order of the recipe.
 
     Args:
       keys: Keys, consumed.
       config: Config.
-      images: uint8 [B, H, W, 3].
+      images: uint8 [B, H, W, 3], perhaps with boxes (`augment.ImagesWithBoxes`).
       epoch: integer scalar, epochs done; read by a schedule policy only.
       axis_name: mapped axis over which the batch is divided, or None.
     Returns:
-      float32 [B, H, W, 3].
+      float32 [B, H, W, 3], with boxes if there are some.
     """
 
     def apply_policy(images):
@@ -174,7 +178,7 @@ def step(
     key: jax.Array,
     config: Config,
     state: sgd.TrainState,
-    images: jax.Array,
+    images: Any,
     labels: jax.Array,
     axis_name: str | None = None,
 ) -> tuple[sgd.TrainState, dict[str, jax.Array]]:
@@ -184,19 +188,22 @@ def step(
       key: typed key of the whole training; the update folds in the number of updates done.
       config: Config, static.
       state: sgd.TrainState.
-      images: uint8 [B, H, W, 3].
-      labels: int [B].
+      images: uint8 [B, H, W, 3], perhaps with boxes.
+      labels: int [B], as `config.losses` wants them.
       axis_name: mapped axis over which the batch is divided, for pmap. Every random number belongs to
         one image of the whole batch, so the division changes nothing but rounding.
     Returns:
-      (new TrainState, {"loss", "accuracy", "learning_rate"}): float32 scalars; loss and accuracy on
-      the augmented batch, before the update.
+      (new TrainState, {"loss", "learning_rate"} and the scalars of `config.losses`): float32; of the
+      augmented batch, before the update.
     Reference: DADA, section 4 of the paper and its released training code.
     """
     keys = Keys(*jax.random.split(jax.random.fold_in(key, state.step), len(Keys._fields)))
     if config.batch_augmentation > 1:
-        images = jnp.repeat(images, config.batch_augmentation, axis=0)
-        labels = jnp.repeat(labels, config.batch_augmentation, axis=0)
+        repeat = functools.partial(jnp.repeat, repeats=config.batch_augmentation, axis=0)
+        images, labels = jax.tree.map(repeat, (images, labels))
+    losses = config.losses
+    if config.label_smoothing:
+        losses = functools.partial(losses, label_smoothing=config.label_smoothing)
     rate = learning_rate(config, state.step)
     new_state, metrics = sgd.train_step(
         in_dtype(config.apply, config.dtype),
@@ -204,10 +211,10 @@ def step(
         network_input(keys, config, images, _policy_epoch(config, state.step), axis_name),
         labels,
         rate,
+        losses=losses,
         weight_decay=_weight_decays(config, state.params),
         clip_norm=config.clip_norm,
         nesterov=True,
-        label_smoothing=config.label_smoothing,
         key=keys.network,
         axis_name=axis_name,
     )
@@ -236,10 +243,6 @@ def evaluate(
       images whose class has the largest logit, or one of the five largest}.
     """
     count = labels.shape[0]
-    batch_size = min(batch_size, count)
-    num_parts = image_keys.whole_count(1, axis_name)
-    part_size = -(-batch_size // num_parts)
-    num_batches = -(-count // (num_parts * part_size))
 
     def add_batch(totals, index):
         member = jnp.minimum(index, count - 1)
@@ -256,12 +259,54 @@ def evaluate(
         }
         return jax.tree.map(jnp.add, totals, batch), None
 
-    index = image_keys.own_part(jnp.arange(num_parts * num_batches * part_size), axis_name)
     none = jnp.zeros((), jnp.int32)
     start = {"loss": jnp.zeros((), jnp.float32), "num_right": none, "num_right_top_5": none}
-    totals, _ = jax.lax.scan(add_batch, start, index.reshape(num_batches, part_size))
+    totals, _ = jax.lax.scan(add_batch, start, _in_batches(count, batch_size, axis_name))
     totals = totals if axis_name is None else jax.lax.psum(totals, axis_name)
     return {**totals, "loss": totals["loss"] / count}
+
+
+def predict(
+    config: Config,
+    decode: Callable,
+    state: sgd.TrainState,
+    images: jax.Array,
+    batch_size: int,
+    axis_name: str | None = None,
+) -> Any:
+    """What a network says of a whole set, under the running statistics, in float32.
+
+    Args:
+      config: Config, static.
+      decode: from the outputs of a batch to a pytree whose leaves have an axis of images first; static.
+      state: sgd.TrainState; read only.
+      images: uint8 [N, H, W, 3], all of them on every device.
+      batch_size: as in `evaluate`.
+      axis_name: as in `evaluate`.
+    Returns:
+      That pytree with N images, in their order, on every device.
+    """
+    count = images.shape[0]
+
+    def of_batch(_, index):
+        inputs = augment.normalize(images[jnp.minimum(index, count - 1)], config.mean, config.std)
+        outputs, _ = config.apply(state.params, state.batch_stats, inputs, False)
+        return None, decode(outputs)
+
+    _, found = jax.lax.scan(of_batch, None, _in_batches(count, batch_size, axis_name))
+    found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+    if axis_name is not None:
+        found = jax.lax.all_gather(found, axis_name, tiled=True)
+    return jax.tree.map(lambda leaf: leaf[:count], found)
+
+
+def _in_batches(count, batch_size, axis_name):
+    """0, 1, ... in batches, up to `count` and what fills up the last one: int32 [batches, of this device]."""
+    num_parts = image_keys.whole_count(1, axis_name)
+    part_size = -(-min(batch_size, count) // num_parts)
+    num_batches = -(-count // (num_parts * part_size))
+    index = image_keys.own_part(jnp.arange(num_parts * num_batches * part_size), axis_name)
+    return index.reshape(num_batches, part_size)
 
 
 def _policy_epoch(config, step):

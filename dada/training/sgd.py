@@ -22,9 +22,9 @@ import jax.numpy as jnp
 
 
 class Batch(NamedTuple):
-    """images [B, H, W, 3] uint8 and labels [B] int32."""
+    """images [B, H, W, 3] uint8 and labels [B] int32; or `augment.ImagesWithBoxes` and labels [B, N]."""
 
-    images: jax.Array
+    images: Any
     labels: jax.Array
 
 
@@ -151,22 +151,51 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.float32)
 
 
+def classification_losses(
+    apply: Callable[..., tuple[jax.Array, Any]],
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array | None = None,
+    axis_name: str | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+    """Cross-entropy of every example in training: the task of a network, unless another one is given.
+
+    Args:
+      apply: the network.
+      params, batch_stats: its parameters and running statistics.
+      images: what `train_step` has; a task of another kind may have more than images here.
+      labels: [B], integer.
+      key: typed PRNG key for networks that draw random numbers, consumed; one per device.
+      axis_name: mapped axis over which the batch is divided, or None.
+      label_smoothing: see `cross_entropy`.
+    Returns:
+      ([B] losses, (new running statistics, scalars by name: {"accuracy"})), of this device.
+    """
+    logits, new_stats = apply(params, batch_stats, images, True, key, axis_name=axis_name)
+    losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return losses, (new_stats, {"accuracy": accuracy(logits, labels)})
+
+
 def train_step(
     apply: Callable[..., tuple[jax.Array, Any]],
     state: TrainState,
-    images: jax.Array,
+    images: Any,
     labels: jax.Array,
     learning_rate: float | jax.Array,
     *,
+    losses: Callable = classification_losses,
     weight_decay: Any,
     momentum_decay: float = 0.9,
     clip_norm: float | None = None,
     nesterov: bool = False,
-    label_smoothing: float = 0.0,
     key: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update on the mean cross-entropy of a batch.
+    """One update on the mean loss of a batch.
 
     Args:
       apply: the network; set its own options with functools.partial.
@@ -174,21 +203,19 @@ def train_step(
       images: [B, H, W, 3], floating, augmented and normalised; this device's part with `axis_name`.
       labels: [B], integer.
       learning_rate: eta of this step.
+      losses: of the examples, in the form of `classification_losses`, which says what images and labels are.
       weight_decay: see `sgd_update`, like momentum_decay, clip_norm and nesterov.
-      label_smoothing: see `cross_entropy`.
       key: typed PRNG key for networks that draw random numbers, consumed; one per device.
       axis_name: mapped axis over which the batch is divided, or None.
     Returns:
-      (new TrainState, {"loss", "accuracy"}): scalars before the update, over all devices.
+      (new TrainState, {"loss"} and the scalars of `losses`): before the update, over all devices.
     """
 
     def mean_loss(params):
-        logits, batch_stats = apply(params, state.batch_stats, images, True, key, axis_name=axis_name)
-        losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        loss = mean_of_devices(jnp.mean(losses), axis_name)
-        return loss, (batch_stats, accuracy(logits, labels))
+        values, aux = losses(apply, params, state.batch_stats, images, labels, key, axis_name)
+        return mean_of_devices(jnp.mean(values), axis_name), aux
 
-    (loss, (batch_stats, right)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    (loss, (batch_stats, scalars)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     params, momentum = sgd_update(
         state.params,
         state.momentum,
@@ -199,7 +226,7 @@ def train_step(
         clip_norm=clip_norm,
         nesterov=nesterov,
     )
-    metrics = {"loss": loss, "accuracy": mean_of_devices(right, axis_name)}
+    metrics = {"loss": loss, **mean_of_devices(scalars, axis_name)}
     return TrainState(state.step + 1, params, batch_stats, momentum), metrics
 
 

@@ -14,8 +14,9 @@ those of all training pixels.
 import collections
 import contextlib
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dada import augment
@@ -38,7 +39,10 @@ _DOWNLOADS = {
 
 
 class Dataset(NamedTuple):
-    """Images uint8 [N, H, W, 3], labels int32 [N], mean and std float32 (3,) of [0, 1] pixels."""
+    """Images uint8 [N, H, W, 3], labels int32 [N], mean and std float32 (3,) of [0, 1] pixels.
+
+    Of `detection_datasets` images are `augment.ImagesWithBoxes`, labels [N, M] those of the boxes.
+    """
 
     name: str
     train_images: np.ndarray | host_images.Images
@@ -52,6 +56,7 @@ class Dataset(NamedTuple):
         None  # of where a model will be used; None: a search splits one off
     )
     valid_labels: np.ndarray | None = None
+    annotations: Any = None  # of the test images, for `average_precision`; of images with boxes only
 
     @property
     def num_classes(self) -> int:
@@ -290,6 +295,8 @@ def pixel_statistics(images):
 def search_split(dataset, seed=0):
     """Halves the training set for a search, each class in proportion; an odd image goes to validation.
 
+    Images with boxes are all of one class here.
+
     Seed 0 gives the split of the papers (the first of a stratified shuffle split with test share 0.5).
 
     Returns:
@@ -298,11 +305,12 @@ def search_split(dataset, seed=0):
     Raises:
       ValueError: a class has one image only.
     """
-    single = np.flatnonzero(np.bincount(dataset.train_labels) == 1)
+    labels = _strata(dataset.train_labels)
+    single = np.flatnonzero(np.bincount(labels) == 1)
     if single.size:
         got = f"{dataset.name}: class {dataset.class_names[single[0]]} has one training image"
         raise ValueError(f"{got}, expected two or more, or validation images of their own")
-    train, valid = stratified_split(dataset.train_labels, -(-len(dataset.train_labels) // 2), seed)
+    train, valid = stratified_split(labels, -(-len(labels) // 2), seed)
     return train.astype(np.int32), valid.astype(np.int32)
 
 
@@ -311,12 +319,16 @@ def search_parts(dataset: Dataset) -> tuple[sgd.Batch, sgd.Batch]:
 
     Own validation images come in a random order, always the same, since batches may be taken in order.
     """
-    if dataset.valid_images is None:
-        indices = search_split(dataset)
-        return tuple(sgd.Batch(dataset.train_images[part], dataset.train_labels[part]) for part in indices)
-    order = np.random.RandomState(0).permutation(len(dataset.valid_labels))
     train = sgd.Batch(dataset.train_images, dataset.train_labels)
-    return train, sgd.Batch(dataset.valid_images[order], dataset.valid_labels[order])
+    if dataset.valid_images is None:
+        return tuple(part_of(train, index) for index in search_split(dataset))
+    order = np.random.RandomState(0).permutation(len(dataset.valid_labels))
+    return train, part_of(sgd.Batch(dataset.valid_images, dataset.valid_labels), order)
+
+
+def part_of(images: sgd.Batch, index: Any) -> sgd.Batch:
+    """The images of an index, with all that belongs to them."""
+    return jax.tree.map(lambda leaf: leaf[index], images)
 
 
 def stratified_part(images: sgd.Batch, count: int | None, flag: str) -> sgd.Batch:
@@ -327,7 +339,7 @@ def stratified_part(images: sgd.Batch, count: int | None, flag: str) -> sgd.Batc
     Raises:
       ValueError: there are fewer than `flag` asks for.
     """
-    labels = images.labels
+    labels = _strata(images.labels)
     if count is None:
         return images
     if count > len(labels):
@@ -337,7 +349,12 @@ def stratified_part(images: sgd.Batch, count: int | None, flag: str) -> sgd.Batc
         members = np.flatnonzero(labels == label)
         share[members] = (np.arange(len(members)) + 0.5) / len(members)
     kept = np.sort(np.argsort(share, kind="stable")[:count])
-    return sgd.Batch(images.images[kept], labels[kept])
+    return part_of(images, kept)
+
+
+def _strata(labels):
+    """The classes that images are divided by, [N]."""
+    return labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
 
 
 def stratified_split(labels, test_size, seed=0):

@@ -1,6 +1,5 @@
-"""Sets of images with boxes, by name or path.
+"""Sets of images with boxes, by name or path, as of `datasets`.
 
-Contract: `load` returns a `DetectionDataset` that fits on the device and is indexed there, as of `datasets`.
 Only "embedded" ships with the project: 364 images of blood cells, 192 x 192 (see README.md).
 """
 
@@ -9,25 +8,26 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dada import augment
+from dada.detection import average_precision
 from experiments.data import coco_files, datasets
 
 EMBEDDED = pathlib.Path(__file__).parent / "blood_cells.zip"
 
 
-class DetectionDataset(NamedTuple):
-    """Parts of a set (`coco_files.Part`), ids and names of categories by label, mean and std float32 (3,)."""
+class Annotations(NamedTuple):
+    """What detections in N images are compared with.
 
-    name: str
-    train: coco_files.Part
-    test: coco_files.Part
-    valid: coco_files.Part | None  # None: a search splits one off
-    category_ids: list[int]
-    category_names: list[str]
-    mean: np.ndarray
-    std: np.ndarray
+    Attributes:
+      truths: of each image, in pixels of its file.
+      scale: float64 [N, 2], by how much wider and higher an image is in its file.
+    """
+
+    truths: list[average_precision.Truth]
+    scale: np.ndarray
 
 
-def load(name: str, image_size: int | None = None) -> DetectionDataset:
+def load(name: str, image_size: int | None = None) -> datasets.Dataset:
     """Loads a set.
 
     Args:
@@ -41,5 +41,27 @@ def load(name: str, image_size: int | None = None) -> DetectionDataset:
     coco = coco_files.read(EMBEDDED if name == "embedded" else pathlib.Path(name), image_size)
     parts = dict(coco.parts)
     test = parts.pop("test", None) or parts.pop("val")
-    statistics = datasets.pixel_statistics(parts["train"].images)
-    return DetectionDataset(name, parts["train"], test, parts.get("val"), *coco[1:], *statistics)
+    arrays = {"train": parts["train"], "test": test, "valid": parts.get("val")}
+    return datasets.Dataset(
+        name,
+        **{f"{part}_images": of_part and _images(of_part) for part, of_part in arrays.items()},
+        **{f"{part}_labels": of_part and of_part.labels for part, of_part in arrays.items()},
+        class_names=tuple(coco.category_names),
+        annotations=Annotations(test.truths, test.scale),
+        **dict(zip(("mean", "std"), datasets.pixel_statistics(arrays["train"].images))),
+    )
+
+
+def annotations(images: augment.ImagesWithBoxes, labels: np.ndarray) -> Annotations:
+    """Those of images that are not as in their files any more: their boxes, in their own pixels."""
+    truths = []
+    for boxes, of_image, valid in zip(images.boxes.astype(np.float64), labels, images.valid):
+        low, high = boxes[valid, :2], boxes[valid, 2:]
+        boxes_of_coco, areas = np.concatenate([low, high - low], axis=1), np.prod(high - low, axis=1)
+        is_crowd = np.zeros(len(areas), bool)
+        truths.append(average_precision.Truth(boxes_of_coco, of_image[valid], areas, is_crowd))
+    return Annotations(truths, np.ones((len(labels), 2)))
+
+
+def _images(part):
+    return augment.ImagesWithBoxes(part.images, part.boxes, part.valid)

@@ -3,14 +3,15 @@
 A search has to find them.
 """
 
-import functools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dada import ops
+from dada import augment, ops
 
 
 def parse(text: str | None) -> list[tuple[str, float | None]]:
@@ -53,19 +54,17 @@ def to_text(planted: Iterable[tuple[str, float]]) -> str:
     return ",".join(f"{name}:{value}" for name, value in planted)
 
 
-def plant(planted: Iterable[tuple[str, float]], images: jax.Array) -> jax.Array:
-    """Applies ops at physical values in order to all images, uint8 [N, H, W, 3]; a cutout at the centre."""
+def plant(planted: Iterable[tuple[str, float]], images: Any) -> Any:
+    """Applies ops at physical values in order to all images, uint8 [N, H, W, 3]; a cutout at the centre.
+
+    Boxes of `augment.ImagesWithBoxes` move with them.
+    """
+    count, *size = images.shape[:3]
     for name, value in planted:
-        images = _apply(name, value, images)
+        drawn = (ops.OPS.index(name), value, [side / 2 for side in size])
+        draws = ops.Draws(*(jnp.tile(jnp.asarray(one), (count, 1, *[1] * np.ndim(one))) for one in drawn))
+        images = _apply(images, draws, op_ids=(0, drawn[0]))
     return images
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(name, value, images):
-    center = jnp.asarray(images.shape[1:3], jnp.float32) / 2.0
-
-    def one(image):
-        planted = ops.apply_op(name, image.astype(jnp.float32) / 255.0, value, center)
-        return jnp.round(planted * 255.0).astype(jnp.uint8)
-
-    return jax.lax.map(one, images, batch_size=256)
+_apply = jax.jit(augment.apply_draws, static_argnames="op_ids")

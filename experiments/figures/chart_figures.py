@@ -15,10 +15,18 @@ from dada.searches.dada import space as policy_space
 from experiments.figures import figure_style
 
 _LEADING = len(figure_style.SERIES)
+_PANELS = {
+    "loss": ("Loss of a batch", "cross-entropy (nats)"),
+    "accuracy": ("Accuracy on a batch", "share correct"),
+}
+_PANELS_OF_DETECTION = {
+    "loss": ("Loss of a batch", "focal loss and that of boxes"),
+    "box_loss": ("Loss of boxes", "L1 of what anchors are off"),
+}
 
 
 def curves(title, metrics, op_names, initial_mass, planted=()):
-    """Draws losses, accuracies, entropy, temperature (if it changes) and op mass over the steps.
+    """Draws losses, accuracies (or losses of boxes), entropy, temperature if it changes, and op mass.
 
     `metrics` has float [T] by name, "step" among them, and "op_mass" [T, R], which starts from `initial_mass`
     [R].
@@ -28,20 +36,20 @@ def curves(title, metrics, op_names, initial_mass, planted=()):
     figure = figure_style.titled(title, 5.8)
     upper, lower = figure.subfigures(2, 1, height_ratios=[1, 1.1])
     left, right = lower.subfigures(1, 2, width_ratios=[2.3, 1])
-    axes = dict(zip(("loss", "accuracy"), upper.subplots(1, 2)))
+    panels = _PANELS if "train_accuracy" in metrics else _PANELS_OF_DETECTION
+    axes = dict(zip(panels, upper.subplots(1, 2)))
     axes["mass"] = left.subplots()
     names = ("entropy", "temperature") if is_annealed else ("entropy",)
     axes |= dict(zip(names, right.subplots(len(names), 1, squeeze=False)[:, 0]))
     steps = metrics["step"]
-    for name in ("loss", "accuracy"):
+    for name, (panel_title, label_of_y) in panels.items():
+        axes[name].set(title=panel_title, ylabel=label_of_y)
         for split, color in (("train", figure_style.TRAIN), ("valid", figure_style.VALID)):
             label = "training" if split == "train" else "validation"
             _noisy_line(axes[name], steps, metrics[f"{split}_{name}"], color, label)
     # Above both panels, where it cannot cover a line.
     handles = axes["loss"].get_legend_handles_labels()
     upper.legend(*handles, loc="outside upper right", ncols=2, handlelength=1.2)
-    axes["loss"].set(title="Loss of a batch", ylabel="cross-entropy (nats)")
-    axes["accuracy"].set(title="Accuracy on a batch", ylabel="share correct")
 
     _line(axes["entropy"], steps, metrics["entropy"], figure_style.INK)
     axes["entropy"].set(title="Entropy of the choice", ylabel="nats")
@@ -58,29 +66,39 @@ def curves(title, metrics, op_names, initial_mass, planted=()):
 
 
 def training_curves(title, metrics, best):
-    """Draws loss, error and learning rate of a training over its epochs.
+    """Draws loss, error or average precision, and learning rate of a training over its epochs.
 
-    `metrics` has float [E] by name, "epoch" among them; `best` is the index of the epoch with the best test
-    accuracy.
+    `metrics` has float [E] by name, "epoch" among them; `best` is the index of the epoch that is best in the
+    test.
     """
     figure = figure_style.titled(title, 3.0)
-    loss, error, rate = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
-    epochs = metrics["epoch"]
+    loss, score, rate = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
+    epochs, is_detection = metrics["epoch"], "test_AP" in metrics
     lines = ("train", figure_style.TRAIN, "training (augmented)"), ("test", figure_style.VALID, "test")
-    for split, color, label in lines:
+    for split, color, label in lines[: 1 if is_detection else 2]:
         _line(loss, epochs, metrics[f"{split}_loss"], color, label)
-        _line(error, epochs, 100.0 * (1.0 - metrics[f"{split}_accuracy"]), color, label)
+        if not is_detection:
+            _line(score, epochs, 100.0 * (1.0 - metrics[f"{split}_accuracy"]), color, label)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside upper right", ncols=2, handlelength=1.2)
-    loss.set(title="Loss", ylabel="cross-entropy (nats)")
-    error.set(title="Error", ylabel="% wrong", ylim=(0, None))
-    test_error = 100.0 * (1.0 - metrics["test_accuracy"])
+    if is_detection:
+        loss.set(title="Loss", ylabel="focal loss and that of boxes")
+        score.set(title="Average precision in the test", ylabel="%", ylim=(0, 100))
+        shown = 100.0 * metrics["test_AP"]
+        _line(score, epochs, shown, figure_style.VALID)
+        _line(score, epochs, 100.0 * metrics["test_AP50"], figure_style.VALID, linestyle="--")
+    else:
+        loss.set(title="Loss", ylabel="cross-entropy (nats)")
+        score.set(title="Error", ylabel="% wrong", ylim=(0, None))
+        shown = 100.0 * (1.0 - metrics["test_accuracy"])
     for index, name in ((best, "best"), (len(epochs) - 1, "last")):
-        error.plot(epochs[index], test_error[index], "o" if name == "last" else "D", **figure_style.HOLLOW)
-    text = f"last (circle) {test_error[-1]:.2f}\nbest (diamond) {test_error[best]:.2f}"
-    error.text(0.97, 0.97, text, transform=error.transAxes, ha="right", va="top", fontsize=8)
+        score.plot(epochs[index], shown[index], "o" if name == "last" else "D", **figure_style.HOLLOW)
+    text = f"last (circle) {shown[-1]:.2f}\nbest (diamond) {shown[best]:.2f}"
+    if is_detection:
+        text += f"\nAP50 (dashed) {100.0 * metrics['test_AP50'][-1]:.2f}"
+    score.text(0.97, 0.97, text, transform=score.transAxes, ha="right", va="top", fontsize=8)
     _line(rate, epochs, metrics["learning_rate"], figure_style.INK)
     rate.set(title="Learning rate", ylabel="at the end of the epoch", ylim=(0, None))
-    for panel in (loss, error, rate):
+    for panel in (loss, score, rate):
         figure_style.over_steps(panel, epochs[-1], "epoch")
     return figure
 

@@ -25,6 +25,7 @@ _DOTS_PER_INCH = 200
 TRAIN, VALID = "#0072B2", "#D55E00"
 NEUTRAL, FAINT, INK = "#7A7A7A", "#C8C8C8", "#262626"
 SERIES = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BOX = "#00E000"  # around objects in images
 HIGHLIGHT = "#D55E00"  # planted ops, wherever they are shown
 HIGHLIGHT_LINES = ("-", "--", ":", "-.")  # of one after another
 SMALL = 7.0  # points: captions of images; everything else is larger

@@ -16,7 +16,11 @@ from experiments.data import planting
 from experiments.figures import figure_style
 from experiments.runs import run_folder
 
-_CURVES = (*("train_loss", "train_accuracy", "valid_loss", "valid_accuracy"), *("entropy", "op_mass"))
+_CURVES = ("train_loss", "valid_loss", "entropy", "op_mass")
+_TASK_CURVES = {
+    "classification": ("train_accuracy", "valid_accuracy"),
+    "detection": ("train_box_loss", "valid_box_loss"),
+}
 # Of one method only.
 _METHOD_CURVES = {"dada": (), "ddas": ("p_tp",)}
 _METHOD_NUMBERS = {"dada": (), "ddas": ("p_tp_initial", "steps_per_epoch")}
@@ -75,13 +79,14 @@ def read(path: str | os.PathLike) -> FinishedSearch:
             raise ValueError(f"{path / 'summary.json'}, {name}: got {summary.get(name)!r}, expected a number")
     is_dada = method == "dada"
     relaxed = ("temperature",) if "temperature" in run_flags else ()
+    of_task = _TASK_CURVES[run_flags.get("task", "classification")]
     return FinishedSearch(
         path,
         method,
         run_flags,
         summary,
         space,
-        _read_metrics(path, len(names), (*_CURVES, *_METHOD_CURVES[method], *relaxed)),
+        _read_metrics(path, len(names), (*_CURVES, *of_task, *_METHOD_CURVES[method], *relaxed)),
         policy,
         *masses,
         _read_distribution(path, summary, run_flags["policy_space"], len(names)) if is_dada else None,

@@ -1,17 +1,18 @@
 """Figures made of images: captioned grids, and the sheet of all ops over their levels.
 
-Contract: arrays in, matplotlib figures out; no file is touched, nothing is random. Positions are inches from
-the top left corner of a page. To be called inside `figure_style.style()`.
+Contract: arrays in, matplotlib figures out; no file is touched, nothing is random. An image is uint8
+[H, W, 3], or one of an `augment.ImagesWithBoxes`, whose boxes are drawn. Positions are inches from the top
+left corner of a page. To be called inside `figure_style.style()`.
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dada import ops
+from dada import augment, ops
 from experiments.figures import figure_style
 
 _MARGIN = 0.12
@@ -25,7 +26,7 @@ class Block(NamedTuple):
     """A titled grid of images with one size of cell."""
 
     title: str
-    images: list[list[np.ndarray | None]]  # rows of columns, uint8 [H, W, 3]; None leaves a cell blank
+    images: list[list[Any]]  # rows of columns; None leaves a cell blank
     row_labels: tuple[str, ...] = ()
     column_labels: tuple[str, ...] = ()
     captions: tuple[tuple[str, ...], ...] = ()  # below each cell, of up to `caption_lines` lines
@@ -72,14 +73,14 @@ class OpImages(NamedTuple):
 
     row: ops.OpRow
     values: list[float]  # physical, at each level, the positive side of a mirrored op; one for no magnitude
-    images: list[np.ndarray]  # uint8 [H, W, 3] for each value
+    images: list[Any]  # for each value
 
 
-def ops_sheet(title: str, original: np.ndarray, heads: tuple[str, ...], sheet: list[OpImages]):
+def ops_sheet(title: str, original: Any, heads: tuple[str, ...], sheet: list[OpImages]):
     """Draws all ops of a search space, in its order: those with a magnitude over their levels, then the
     others once.
 
-    `original` is uint8 [H, W, 3]; `heads` are those of the columns.
+    `original` is an image; `heads` are those of the columns.
     """
     over_levels = [op for op in sheet if op.row.unit]
     once = [op for op in sheet if not op.row.unit]
@@ -143,11 +144,22 @@ def _caption(axes, x, bottom, text):
 def _place(axes, image, x, y, width, height):
     if image is None:
         return
+    boxes = ()
+    if isinstance(image, augment.ImagesWithBoxes):
+        image, boxes, valid = image
+        scale = np.tile([width / image.shape[1], height / image.shape[0]], 2)
+        boxes = np.array([x, y, x, y]) + boxes[valid] * scale
     # Small images show their pixels; large ones are shrunk and need a filter.
     interpolation = "nearest" if max(image.shape) <= 64 else "antialiased"
     box = (x, x + width, y + height, y)
     axes.imshow(image, extent=box, interpolation=interpolation, aspect="auto")
     # Bright images would run into the page.
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=figure_style.FAINT, linewidth=0.5))
+    frames = [
+        ((x, y, x + width, y + height), figure_style.FAINT),
+        *((box, figure_style.BOX) for box in boxes),
+    ]
+    for (left, top, right, bottom), color in frames:
+        style = {"fill": False, "edgecolor": color, "linewidth": 0.5}
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, **style))
     bottom = axes.figure.get_figheight()
     axes.set(xlim=(0, figure_style.PAGE_WIDTH), ylim=(bottom, 0))  # imshow moves the limits

@@ -1,7 +1,7 @@
 """The figures of a finished search of DADA or DDAS, from its run folder.
 
-    RUN/figures/sample_images.png     training images per class; validation images, if they are a set of
-                                      their own or have planted ops
+    RUN/figures/sample_images.png     training images per class, or with boxes; validation images, if they are
+                                      a set of their own or have planted ops
     RUN/figures/ops.png               every op of the search space over its levels
     RUN/figures/curves.png            losses, accuracies, entropy, temperature, op mass over the steps
     RUN/figures/policy.png            DADA: op mass, probabilities, levels, weights of the pairs
@@ -48,8 +48,8 @@ def draw(
     Args:
       dataset: the data set of the run; None loads it as the flags of the run say, and refuses another one
         under that name.
-      planted_valid_images: uint8 [V, H, W, 3], the validation images of the run after the planted ops, in the
-        order of `datasets.search_parts`; None applies the ops here.
+      planted_valid_images: the V validation images of the run after the planted ops, perhaps with boxes, in
+        the order of `datasets.search_parts`; None applies the ops here.
 
     Raises: as `finished_run.draw`.
     """
@@ -90,33 +90,53 @@ def _class_name(dataset, label):
     return names[label] if names else f"class {label}"
 
 
+def _part(images, index):
+    """Some images, or one, with their boxes if they have some."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf[index]), images)
+
+
+def _joined(parts):
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _columns(labels):
+    """The column of each image: its class, or one after the other where labels are those of boxes."""
+    return labels if labels.ndim == 1 else np.arange(len(labels)) % _AUGMENTED[1]
+
+
 def _sample_images(dataset, planted, planted_valid_images, num_valid=None):
     train, valid = datasets.search_parts(dataset)
     valid = datasets.stratified_part(valid, num_valid, "num_valid")
+    is_labelled = train.labels.ndim == 1
     # Spread over all classes if there are many.
-    classes = np.linspace(0, dataset.num_classes - 1, min(_CLASSES_SHOWN, dataset.num_classes)).astype(int)
+    count = dataset.num_classes if is_labelled else _AUGMENTED[1]
+    classes = np.linspace(0, count - 1, min(_CLASSES_SHOWN, count)).astype(int)
 
     def rows_of(images, labels, count=_IMAGES_PER_CLASS):
         """A row with the first image of each class, one with the second, ...; None where there is none."""
-        members = [np.asarray(images[np.flatnonzero(labels == label)[:count]]) for label in classes]
+        members = [np.flatnonzero(_columns(labels) == label)[:count] for label in classes]
+        shown = [(_part(images, index), len(index)) for index in members]
         return [
-            [of_class[row] if row < len(of_class) else None for of_class in members] for row in range(count)
+            [_part(of_class, row) if row < number else None for of_class, number in shown]
+            for row in range(count)
         ]
 
     images = rows_of(*train)
-    labels = [_class_name(dataset, label) for label in classes]
-    shown = f"{len(classes)} of {dataset.num_classes} classes"
-    title = f"Training images, {'a column per class' if len(classes) == dataset.num_classes else shown}"
+    labels, title = (), "Training images"
+    if is_labelled:
+        labels = [_class_name(dataset, label) for label in classes]
+        shown = f"{len(classes)} of {dataset.num_classes} classes"
+        title += f", {'a column per class' if len(classes) == dataset.num_classes else shown}"
     blocks = [image_figures.Block(title, images, column_labels=labels)]
     if planted:
         before, count = rows_of(*valid, 1), len(valid.labels)
         if planted_valid_images is None:
             plant = functools.partial(planting.plant, [(op.op, op.value) for op in planted])
-            after = [[image if image is None else np.asarray(plant(image[None]))[0] for image in before[0]]]
-        elif len(planted_valid_images) != count:
-            raise ValueError(f"planted_valid_images: got {len(planted_valid_images)}, expected {count}")
+            after = [[None if image is None else _part(plant(_part(image, None)), 0) for image in before[0]]]
+        elif planted_valid_images.shape[0] != count:
+            raise ValueError(f"planted_valid_images: got {planted_valid_images.shape[0]}, expected {count}")
         else:
-            after = rows_of(np.asarray(planted_valid_images), valid.labels, 1)
+            after = rows_of(planted_valid_images, valid.labels, 1)
         texts = ", ".join(op.text for op in planted)
         title = f"Validation images, on which {texts} {'is' if len(planted) == 1 else 'are'} planted"
         blocks.append(image_figures.Block(title, before + after, ("as they are", "as used")))
@@ -127,25 +147,32 @@ def _sample_images(dataset, planted, planted_valid_images, num_valid=None):
 
 def _telling_image(dataset):
     """The image, among the first 500, on which ops show best: many middle tones, unlike its mirror image."""
-    images = np.asarray(dataset.train_images[:500])
+    first = _part(dataset.train_images, slice(500))
+    images = first if dataset.train_labels.ndim == 1 else first.images
     middle = np.mean((images >= 64) & (images < 192), axis=(1, 2, 3))
     difference = np.abs(images - images[:, :, ::-1].astype(np.float32)).mean(axis=(1, 2, 3))
-    return images[np.argmax(middle * difference)]
+    return _part(first, np.argmax(middle * difference))
 
 
-_apply_draws = jax.jit(augment.apply_draws)
+_apply_draws = jax.jit(augment.apply_draws, static_argnames="op_ids")
 
 
 def _augment(images, draws):
     """`apply_draws`, one op and `_BLOCK` images at a time: one program for all figures, compiled once."""
-    filled = np.arange(-(-len(images) // _BLOCK) * _BLOCK) % len(images)
-    after, draws = images[filled], [np.asarray(leaf)[filled] for leaf in draws]
+    count = images.shape[0]
+    filled = np.arange(-(-count // _BLOCK) * _BLOCK) % count
+    after, draws = _part(images, filled), [np.asarray(leaf)[filled] for leaf in draws]
+    # A program of all ops serves all searches, but would take long where there are boxes.
+    has_boxes = isinstance(images, augment.ImagesWithBoxes)
+    op_ids = tuple(np.unique(draws[0]).tolist()) if has_boxes else None
     for slot in range(draws[0].shape[1]):
+        parts = []
         for start in range(0, len(filled), _BLOCK):
             block = slice(start, start + _BLOCK)
             one = ops.Draws(*(leaf[block, slot : slot + 1] for leaf in draws))
-            after[block] = _apply_draws(after[block], one)
-    return after[: len(images)]
+            parts.append(_apply_draws(_part(after, block), one, op_ids=op_ids))
+        after = _joined(parts)
+    return _part(after, slice(count))
 
 
 def _ops(run, dataset):
@@ -166,10 +193,12 @@ def _ops(run, dataset):
     center = np.broadcast_to(np.array(image.shape[:2]) / 2, (len(cells), 1, 2))
     ones = np.ones((len(cells), 1))
     draws = augment.assemble_draws(run.space, row[:, None], ones.astype(bool), level[:, None], ones, center)
-    after = _augment(np.stack([image] * len(cells)), draws)
+    after = _augment(_joined([_part(image, None)] * len(cells)), draws)
     values = np.asarray(draws.value)[:, 0]
     sheet = [
-        image_figures.OpImages(op, values[row == index].tolist(), list(after[row == index]))
+        image_figures.OpImages(
+            op, values[row == index].tolist(), [_part(after, cell) for cell in np.flatnonzero(row == index)]
+        )
         for index, op in enumerate(rows)
     ]
     if any(op.random_sign for op in rows):
@@ -180,24 +209,29 @@ def _ops(run, dataset):
 def _augmented_images(run, dataset):
     num_draws, num_images = _AUGMENTED
     # The first image of each class in turn, so that the columns differ.
-    order = np.argsort(dataset.train_labels, kind="stable")
-    starts = np.searchsorted(dataset.train_labels[order], np.arange(dataset.num_classes))
+    columns, is_labelled = _columns(dataset.train_labels), dataset.train_labels.ndim == 1
+    order = np.argsort(columns, kind="stable")
+    starts = np.searchsorted(columns[order], np.arange(dataset.num_classes if is_labelled else num_images))
     shown = np.resize(order[starts], num_images)
-    images = np.asarray(dataset.train_images[shown])
+    images = _part(dataset.train_images, shown)
+    names = [_class_name(dataset, label) if is_labelled else "" for label in columns[shown]]
     key = jax.random.key(int(run.flags.get("seed", 0)))
-    repeated = np.concatenate([images] * num_draws)
+    repeated = _joined([images] * num_draws)
     # Of a schedule, the last epoch.
     epoch = len(run.policy.content.p_tp) - 1 if run.policy.kind == "schedule" else None
-    sizes = len(repeated), images.shape[1:3]
+    sizes = repeated.shape[0], images.shape[1:3]
     draws = jax.jit(lambda key: augment.sample(key, run.policy, *sizes, epoch=epoch))(key)
     after = _augment(repeated, draws)
-    grid = after.reshape(num_draws, num_images, *images.shape[1:])
+    places = np.arange(num_draws * num_images).reshape(num_draws, num_images)
     captions = np.array(_captions(policies.space(run.policy), draws), object).reshape(num_draws, num_images)
     block = image_figures.Block(
         "The policy alone, without the crop, flip and cutout of the training around it",
-        [list(images), *(list(row) for row in grid)],
+        [
+            [_part(images, column) for column in range(num_images)],
+            *([_part(after, place) for place in row] for row in places),
+        ],
         ("before", *(f"draw {number}" for number in range(1, num_draws + 1))),
-        captions=([_class_name(dataset, label) for label in dataset.train_labels[shown]], *captions.tolist()),
+        captions=(names, *captions.tolist()),
         caption_lines=draws.op.shape[1],
     )
     return image_figures.image_grid("Images before and after the learned policy", [block])

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from dada import augment
 from dada.augment import image_keys
 from dada.training import sgd
-from experiments.data import host_images
+from experiments.data import datasets, host_images
 from experiments.runs import compiled_loop, devices, streamed_loop
 
 
 class Data(NamedTuple):
-    """Both halves of the search data, images uint8 [N, H, W, 3] and labels int32 [N], on the device.
+    """Both halves of the search data, on the device.
 
     A training half that is streamed has `host_images.Images` and labels on the host.
     """
@@ -89,8 +89,7 @@ def batches(
     """Training and validation batch of a step, or this device's part of them: a pure function of the step."""
     train_key, _ = jax.random.split(key)
     index = random_indices(train_key, step, data.train.labels.shape[0], sizes[0])
-    index = image_keys.own_part(index, axis_name)
-    train = sgd.Batch(data.train.images[index], data.train.labels[index])
+    train = datasets.part_of(data.train, image_keys.own_part(index, axis_name))
     return Data(train, _valid_batch(method, config, key, data.valid, step, sizes[1], axis_name))
 
 
@@ -98,8 +97,7 @@ def _valid_batch(method, config, key, valid, step, size, axis_name):
     """The validation batch of a step, or this device's part of it."""
     _, valid_key = jax.random.split(key)
     index = method.valid_indices(config, valid_key, step, valid.labels.shape[0], size)
-    index = image_keys.own_part(index, axis_name)
-    return sgd.Batch(valid.images[index], valid.labels[index])
+    return datasets.part_of(valid, image_keys.own_part(index, axis_name))
 
 
 def search_step(method, config, sizes, state, key, data, axis_name=None):
@@ -121,9 +119,10 @@ def plain_step(method, config, sizes, state, key, data, axis_name=None):
     train, metrics = sgd.train_step(
         config.apply,
         state.train,
-        augment.normalize(batch.images, config.mean, config.std),
+        augment.map_images(lambda images: augment.normalize(images, config.mean, config.std), batch.images),
         batch.labels,
         method.learning_rate(config, state.train.step),
+        losses=config.losses,
         weight_decay=config.weight_decay,
         momentum_decay=config.momentum_decay,
         clip_norm=config.clip_norm,

@@ -23,10 +23,12 @@ _PARTS = {"train": "training", "valid": "validation", "test": "test"}
 def of_dataset(dataset: datasets.Dataset, parts: Iterable[str] = tuple(_PARTS)) -> dict[str, str | None]:
     """Of some of the parts "train", "valid" and "test", and of the statistics that pixels are scaled by."""
     found = {
-        f"{_PARTS[part]} {kind}": _of_array(getattr(dataset, f"{part}_{kind}"))
+        f"{_PARTS[part]} {kind}": _of_arrays(getattr(dataset, f"{part}_{kind}"))
         for part in parts
         for kind in ("images", "labels")
     }
+    if dataset.annotations is not None and "test" in parts:
+        found["test annotations"] = of_weights(dataset.annotations)
     statistics = [*dataset.mean.tolist(), *dataset.std.tolist()]
     return {**found, "mean and std of pixels": " ".join(map(str, statistics))}
 
@@ -61,10 +63,12 @@ def of_weights(tree: Any) -> str:
     return _digest(*(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)))
 
 
-def _of_array(array):
-    if isinstance(array, host_images.Images):
-        return f"{list(array.shape)} from files {array.digest}"
-    return array if array is None else f"{list(array.shape)} {_digest(np.ascontiguousarray(array))}"
+def _of_arrays(tree):
+    """Of an array, of images with boxes, or of images that are not read yet; None of None."""
+    if isinstance(tree, host_images.Images):
+        return f"{list(tree.shape)} from files {tree.digest}"
+    leaves = jax.tree.leaves(tree)
+    return f"{list(leaves[0].shape)} {_digest(*map(np.ascontiguousarray, leaves))}" if leaves else None
 
 
 def _digest(*parts):

@@ -11,12 +11,15 @@ FORMS = (
 _MAX_OPS = 100
 
 
-def load(name: str, image_size: tuple[int, int], flag: str = "policy") -> policies.Policy:
+def load(
+    name: str, image_size: tuple[int, int], flag: str = "policy", *, has_boxes: bool = False
+) -> policies.Policy:
     """Returns a policy by name, one of `FORMS`; random:SEED is the random baseline of the DADA code.
 
     Args:
       name: as it was given.
       image_size: height and width of the images that it is for.
+      has_boxes: whether these have boxes.
       flag: for messages, the flag that it was given with.
 
     Raises:
@@ -24,16 +27,18 @@ def load(name: str, image_size: tuple[int, int], flag: str = "policy") -> polici
         that cannot be applied to such images.
     """
     policy = _read(name, flag)
-    check_ops(policies.space(policy), image_size, f"--{flag}={name}")
+    check_ops(policies.space(policy), image_size, has_boxes, f"--{flag}={name}")
     return policy
 
 
-def check_ops(space: ops.SearchSpace, image_size: tuple[int, int], where: str) -> None:
-    """Raises ValueError where a space has an op that cannot be applied to labelled images of this size."""
+def check_ops(space: ops.SearchSpace, image_size: tuple[int, int], has_boxes: bool, where: str) -> None:
+    """Raises ValueError where a space has an op that cannot be applied to such images."""
     names = [row.op for row in space.rows]
-    if image_size[0] != image_size[1] and "Rotate90" in names:
-        raise ValueError(f"{where}: Rotate90 needs square images, got {image_size[0]} x {image_size[1]}")
-    if needs_boxes := next((name for name in names if name in ops.BOX_OPS), None):
+    turn = next((name for name in names if name.startswith("Rotate90")), None)
+    if turn and image_size[0] != image_size[1]:
+        raise ValueError(f"{where}: {turn} needs square images, got {image_size[0]} x {image_size[1]}")
+    needs_boxes = next((name for name in names if name in ops.BOX_OPS), None)
+    if needs_boxes and not has_boxes:
         raise ValueError(f"{where}: {needs_boxes} needs images with boxes, got images with labels")
 
 

@@ -7,7 +7,8 @@ Read with NumPy, so that no file can run code. Of these names, `num_batches_trac
     layer{1..4}.{n}.downsample.{0, 1}              shortcut, shortcut_norm
     fc                                             dense
 
-A file without fc.weight and fc.bias leaves the head as it was drawn: for other classes than the file's.
+A file without fc.weight and fc.bias leaves the head as it was drawn: for other classes than the file's. A
+detector takes all but the head for its backbone.
 """
 
 import json
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dada.models import resnet
+from dada.models import resnet, retinanet
 
 _NAMES = {
     **{"stem": "conv1", "norm": "bn1", "dense": "fc"},
@@ -56,10 +57,20 @@ def load(
     if path is None:
         return {}, {}
     module, config = model
-    if module is not resnet:
+    if module not in (resnet, retinanet):
         raise ValueError("--pretrained: expected --model=resnet_..., which torchvision has names for")
-    shapes = jax.eval_shape(lambda: resnet.init(jax.random.key(0), config))
     arrays = {name: a for name, a in _read(pathlib.Path(path)).items() if "num_batches_tracked" not in name}
+    if module is retinanet:
+        of_backbone = resnet.Config(config.depth, width=config.width, norm=config.norm)
+        arrays = {name: array for name, array in arrays.items() if name not in _HEAD}
+        params, batch_stats = _arranged(path, of_backbone, arrays, needs_head=False)
+        return {"backbone": params}, batch_stats
+    return _arranged(path, config, arrays, needs_head)
+
+
+def _arranged(path, config, arrays, needs_head):
+    """(params, batch_stats) of a ResNet from the arrays of a file."""
+    shapes = jax.eval_shape(lambda: resnet.init(jax.random.key(0), config))
     if not needs_head and not set(_HEAD) & set(arrays):
         del shapes[0]["dense"]
     leaves, tree = jax.tree.flatten_with_path(shapes)

@@ -6,8 +6,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments.data import datasets, host_images, reduced_imagenet
-from experiments.runs import command_line, compilation_cache, devices
+from experiments.data import datasets, detection_datasets, host_images, reduced_imagenet
+from experiments.runs import command_line, compilation_cache, devices, tasks
 
 # What may differ between the processes of one run.
 PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id", "coordinator_timeout")
@@ -21,7 +21,7 @@ NOT_RECIPE = (
 _LOADED = ("data_dir", "download", "image_size", "exif_orientation", "resize", "crop", "crop_area", "input")
 # What `load_dataset` reads.
 DATASET_FLAGS = (
-    *("dataset", "valid_dataset", "reduced_imagenet", *_LOADED),
+    *("task", "dataset", "valid_dataset", "reduced_imagenet", *_LOADED),
     *("decode_threads", "pretrained", "imagenet_statistics"),
 )
 _PATHS = ("run_dir", "dataset", "data_dir", "valid_dataset", "policy", "pretrained", "proxy")
@@ -43,10 +43,14 @@ def define(values: flags.FlagValues) -> None:
     add.integer("seed", 0, "Seed of everything random.", 0, command_line.MAX_SEED)
     add.integer("num_seeds", 1, "Runs with seeds seed, seed + 1, ...", 1, command_line.MAX_SEEDS)
 
-    add.string("dataset", "embedded", f"One of {', '.join(datasets.NAMES)}, an .npz or a folder.")
+    add.enum("task", "classification", tasks.NAMES, "What the network learns to do.")
+    about = (
+        f"One of {', '.join(datasets.NAMES)}, an .npz or a folder; of detection embedded or files of COCO."
+    )
+    add.string("dataset", "embedded", about)
     add.string("data_dir", None, "Folder with the official files of CIFAR or SVHN.")
     add.bool("download", False, "Fetch the official files into --data_dir if they are missing.")
-    about = "Side to which folders of images are brought. Default: as they are."
+    about = "Side to which images of folders and of COCO are brought. Default: as they are."
     add.integer("image_size", None, about, 1, _MAX_SIDE)
     about = (
         "Shorter side before the centre crop, as in papers on ImageNet: 256 for 224. Default: --image_size."
@@ -67,7 +71,7 @@ def define(values: flags.FlagValues) -> None:
     about = "NAME[:VALUE],..., on every validation image of a search or test image of a training; or empty."
     add.string("planted_op", None, about)
 
-    add.string("model", "wrn_40_2", "Network, for example wrn_40_2.")
+    add.string("model", None, f"Network. Default: {' or '.join(tasks.DEFAULT_MODEL.values())}, by --task.")
     about = "Weights to start from, named as in torchvision, .safetensors or .npz; normalises as ImageNet."
     add.string("pretrained", None, about)
     add.integer("epochs", None, "Passes over the training images.", 1, MAX_EPOCHS)
@@ -83,6 +87,8 @@ def define(values: flags.FlagValues) -> None:
     add.float("color_jitter", 0.0, about, 0.0, 1.0)
     about = "Random colour cast along ImageNet's principal components, its deviation; 0 for none."
     add.float("lighting", 0.0, about, lower_bound=0.0)
+    about = "Random scale of images with boxes, by 1 minus to 1 plus this; 0 for none."
+    add.float("scale_jitter", 0.0, about, 0.0, 0.9)
 
 
 def as_dict(values: flags.FlagValues) -> dict[str, Any]:
@@ -100,13 +106,18 @@ def given(values: flags.FlagValues) -> set[str]:
 
 
 def unread(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Flags that have no effect, and the flag that makes it so."""
-    return {"crop_area": "--crop=center"} if settings["crop"] == "center" else {}
+    """Flags that have no effect, and the flag that makes it so.
+
+    Raises: as `tasks.unread`.
+    """
+    of_crop = {"crop_area": "--crop=center"} if settings["crop"] == "center" else {}
+    return of_crop | tasks.unread(settings)
 
 
 def defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the flags that were not given, where they depend on other flags."""
-    return {"crop_padding": 4 if settings["crop"] == "center" else 0}
+    model = tasks.DEFAULT_MODEL[settings["task"]]
+    return {"crop_padding": 4 if settings["crop"] == "center" else 0, "model": model}
 
 
 def given_in_vain(values: flags.FlagValues, unread: Iterable[str]) -> list[str]:
@@ -119,12 +130,16 @@ def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
 
     Raises: as `datasets.load`; ValueError for a flag that has no effect.
     """
-    given = {name: settings[name] for name in _LOADED if name in settings}
-    dataset = datasets.load(settings["dataset"], **given, valid_dataset=settings.get("valid_dataset"))
-    if reduced := settings.get("reduced_imagenet"):
-        dataset = reduced_imagenet.reduce(reduced, dataset)
-    if settings["decode_threads"] and not dataset.is_streamed:
-        raise ValueError(f"--decode_threads={settings['decode_threads']} has no effect with --input=device")
+    if settings["task"] == "detection":
+        dataset = detection_datasets.load(settings["dataset"], settings["image_size"])
+    else:
+        given = {name: settings[name] for name in _LOADED if name in settings}
+        dataset = datasets.load(settings["dataset"], **given, valid_dataset=settings.get("valid_dataset"))
+        if reduced := settings.get("reduced_imagenet"):
+            dataset = reduced_imagenet.reduce(reduced, dataset)
+        if settings["decode_threads"] and not dataset.is_streamed:
+            got = f"--decode_threads={settings['decode_threads']}"
+            raise ValueError(f"{got} has no effect with --input=device")
     if settings["pretrained"] or settings["imagenet_statistics"]:
         mean, std = datasets.imagenet_statistics()
         dataset = dataset._replace(mean=mean, std=std)

@@ -14,20 +14,21 @@ import tqdm
 
 from dada import policies
 from dada.augment import image_keys
+from dada.detection import average_precision, suppression
 from dada.training import policy_training, sgd
 from experiments.data import datasets, host_images, native_policy
-from experiments.runs import command_line, compiled_loop, devices, run_folder, seeds, streamed_loop
+from experiments.runs import command_line, compiled_loop, devices, run_folder, seeds, streamed_loop, tasks
 
 # Top-5 errors are reported from so many classes on.
 TOP_5_CLASSES = 100
 
 
 class Data(NamedTuple):
-    """A data set on all devices: images uint8 [N, H, W, 3], labels int32 [N]; streamed ones on the host."""
+    """A data set on all devices, as of `datasets.Dataset`; what is streamed on the host."""
 
-    train_images: jax.Array | host_images.Images
+    train_images: Any
     train_labels: jax.Array | np.ndarray
-    test_images: jax.Array
+    test_images: Any
     test_labels: jax.Array
 
 
@@ -45,6 +46,7 @@ class Task(NamedTuple):
     pretrained: tuple[Any, Any] = ({}, {})  # what takes the place of drawn parameters and statistics
     decode_threads: int | None = None  # of streamed images, see `stream.batches`
     native_policy: policies.Policy | None = None  # of streamed images, before the crop (`native_policy`)
+    annotations: Any = None  # of the test images (`detection_datasets`); None tests a classifier
 
     @property
     def is_streamed(self) -> bool:
@@ -60,9 +62,9 @@ class Task(NamedTuple):
 def to_device(dataset: datasets.Dataset, mesh: jax.sharding.Mesh | None) -> Data:
     """The images and labels of a data set, on all devices but for what is streamed."""
     data = Data(*(getattr(dataset, name) for name in Data._fields))
-    train, test = data[:2], devices.replicate(tuple(map(jnp.asarray, data[2:])), mesh)
+    train, test = data[:2], devices.replicate(jax.tree.map(jnp.asarray, data[2:]), mesh)
     if not dataset.is_streamed:
-        train = devices.replicate(tuple(map(jnp.asarray, train)), mesh)
+        train = devices.replicate(jax.tree.map(jnp.asarray, train), mesh)
     return Data(*train, *test)
 
 
@@ -73,7 +75,7 @@ def train_step(config, batch_size, state, key, data, axis_name=None):
         order_key, state.step, data.train_labels.shape[0], batch_size, config.steps_per_epoch
     )
     index = image_keys.own_part(index, axis_name)
-    batch = data.train_images[index], data.train_labels[index]
+    batch = jax.tree.map(lambda leaf: leaf[index], (data.train_images, data.train_labels))
     return policy_training.step(step_key, config, state, *batch, axis_name)
 
 
@@ -120,10 +122,14 @@ def _data(task: Task, seed: int, key: jax.Array, steps: range) -> Iterator[Any]:
 
 
 def _test(task: Task, is_vmapped: bool) -> compiled_loop.Program:
+    size, axis_name = task.eval_batch_size, devices.axis_name(task.mesh)
+
     def test(state, data):
-        return policy_training.evaluate(
-            task.config, state, *data, task.eval_batch_size, devices.axis_name(task.mesh)
-        )
+        if task.annotations is None:
+            return policy_training.evaluate(task.config, state, *data, size, axis_name)
+        images = data[0].images
+        decode = tasks.decoder(task.model, images.shape[1:3])
+        return policy_training.predict(task.config, decode, state, images, size, axis_name)
 
     function = jax.vmap(test, in_axes=(0, None)) if is_vmapped else test
     return compiled_loop.Program(devices.divided(function, task.mesh))
@@ -226,7 +232,7 @@ def _run_at_once(task, loop, test, folders):
                 folder.log(done, {"epoch": epoch, **timing, **line})
             for folder, one in zip(folders.values(), seeds.unstack(state, count)):
                 folder.save(done, one)
-            bar.set_postfix_str(f"loss {of_steps['loss'].mean():.3f} test {line['test_accuracy']:.4f}")
+            bar.set_postfix_str(f"loss {of_steps['loss'].mean():.3f} test {line[_score(task)]:.4f}")
 
     timing = {"seconds_compile": seconds_compile() - compiled_before, "seeds_at_once": count}
     if devices.is_primary():
@@ -245,26 +251,41 @@ def _require_finite(folders, losses, done):
             )
 
 
+def _score(task):
+    """The name of the metric by which the best epoch is chosen."""
+    return "test_accuracy" if task.annotations is None else "test_AP"
+
+
 def _line(task, index, of_steps, result):
     """Metrics of an epoch of one seed: training means over its steps, the test at its end."""
-    count = len(task.data.test_labels)
-    line = {
-        "train_loss": np.mean(of_steps["loss"][index], dtype=np.float64),
-        "train_accuracy": np.mean(of_steps["accuracy"][index], dtype=np.float64),
-        "test_loss": result["loss"][index],
-        "test_accuracy": int(result["num_right"][index]) / count,
-        "learning_rate": of_steps["learning_rate"][index, -1],
-    }
-    if task.model[1].num_classes >= TOP_5_CLASSES:
-        line["test_top_5_accuracy"] = int(result["num_right_top_5"][index]) / count
+    parts = [name for name in of_steps if name not in ("loss", "learning_rate")]
+    line = {f"train_{name}": np.mean(of_steps[name][index], dtype=np.float64) for name in ("loss", *parts)}
+    result = jax.tree.map(lambda leaf: leaf[index], result)
+    if task.annotations is not None:
+        line |= _precisions(task, result)
+    else:
+        count = len(task.data.test_labels)
+        line |= {"test_loss": result["loss"], "test_accuracy": int(result["num_right"]) / count}
+    line["learning_rate"] = of_steps["learning_rate"][index, -1]
+    if task.annotations is None and task.model[1].num_classes >= TOP_5_CLASSES:
+        line["test_top_5_accuracy"] = int(result["num_right_top_5"]) / count
     return line
+
+
+def _precisions(task, candidates):
+    """The numbers of COCO, and AP50 of every class."""
+    truths, scale = task.annotations
+    found = suppression.detections(candidates, scale)
+    evaluation = average_precision.evaluate(truths, found, task.model[1].num_classes)
+    numbers = {f"test_{name}": value for name, value in evaluation.numbers.items()}
+    return numbers | {"test_class_AP50": evaluation.class_ap50.tolist()}
 
 
 def _finish(task, folder, timing):
     """Writes the summary of a finished training and returns it."""
     lines = run_folder.read_metrics(folder.path)
-    accuracy = [line["test_accuracy"] for line in lines]
-    best = accuracy.index(max(accuracy))
+    scores = [line[_score(task)] for line in lines]
+    best = scores.index(max(scores))
     images = task.config.steps_per_epoch * task.batch_size * task.config.batch_augmentation * len(lines)
     summary = {
         "recipe": task.recipe,
@@ -272,7 +293,7 @@ def _finish(task, folder, timing):
         "op_mass": policies.op_mass(task.policy),
         "train_loss": lines[-1]["train_loss"],
         "last": _result(lines[-1]),
-        "best": {**_result(lines[best]), "chosen_by": "test accuracy"},
+        "best": {**_result(lines[best]), "chosen_by": _score(task).replace("_", " ")},
         "seconds_run": lines[-1]["seconds"],
         "images_per_second": images * timing["seeds_at_once"] / sum(line["seconds_train"] for line in lines),
         **timing,
@@ -285,6 +306,8 @@ def _finish(task, folder, timing):
 
 
 def _result(line):
+    if "test_AP" in line:
+        return {name: value for name, value in line.items() if name == "epoch" or name.startswith("test_")}
     accuracy, loss = line["test_accuracy"], line["test_loss"]
     result = {
         "epoch": line["epoch"],

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ... import augment, checks, ops
-from ...training import schedules
+from ...training import schedules, sgd
 from . import space as policy_space
 
 MIXTURES = ("gumbel", "straight_through")
@@ -27,10 +27,11 @@ class CommonConfig:
       learning_rate ... clip_norm: SGD of the network.
       policy_learning_rate: Adam of the policy, betas 0.5 and 0.999.
       temperature: (at the start, at the end), linear in between; of the relaxed samples.
-      crop_padding, flip, color_jitter, lighting, cutout_length: base augmentation around the policy, as in
-        the papers, see `augment.base_augment`.
+      crop_padding, flip, color_jitter, lighting, cutout_length, scale_jitter: base augmentation around the
+        policy, as in the papers, see `augment.base_augment`.
       mean, std: per channel, of images in [0, 1].
       top_k: sub-policies kept by `extract_policy`.
+      losses: of the examples of a batch, in the form of `sgd.classification_losses`.
     """
 
     apply: Callable
@@ -51,9 +52,11 @@ class CommonConfig:
     cutout_length: int = 16
     color_jitter: float = 0.0
     lighting: float = 0.0
+    scale_jitter: float = 0.0
     mean: tuple[float, float, float] = augment.CIFAR_MEAN
     std: tuple[float, float, float] = augment.CIFAR_STD
     top_k: int = 25
+    losses: Callable = sgd.classification_losses
 
     def __post_init__(self):
         checks.check_choices(self, {"hypergradient": ("exact", "finite_difference")})

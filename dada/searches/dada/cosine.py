@@ -75,19 +75,17 @@ def sample(
     return Sample(draws, levels, image_keys(image_key, count, axis_name), network_key)
 
 
-def network_inputs(
-    config: Config, policy: policy_space.Parameters, sample: Sample, images: jax.Array
-) -> jax.Array:
+def network_inputs(config: Config, policy: policy_space.Parameters, sample: Sample, images: Any) -> Any:
     """All images under every draw: policy and base augmentation, in the order of `input.network_input`.
 
     Args:
       config: settings of the search.
       policy: of which the draws are; only its shapes are read.
       sample: of `sample`.
-      images: uint8 [n, H, W, 3].
+      images: uint8 [n, H, W, 3], perhaps with boxes.
 
     Returns:
-      float32 [D, n, H, W, 3], normalised. Gradient: none.
+      float32 [D, n, H, W, 3], normalised; boxes and valid with the same first axes. Gradient: none.
     """
     num_draws, count = config.num_draws, images.shape[0]
     rows = jax.vmap(lambda draw: policy_space.ops(policy, len(config.space.rows), draw))(sample.draws)
@@ -103,7 +101,7 @@ def network_inputs(
         return augment.apply_draws(images, concrete, op_ids=ops.op_ids(config.space))
 
     inputs = augment.base_augment(keys, config, images, apply_policy, policy_position="after_jitter")
-    return inputs.reshape(num_draws, count, *inputs.shape[1:])
+    return jax.tree.map(lambda leaf: leaf.reshape(num_draws, count, *leaf.shape[1:]), inputs)
 
 
 def log_probability(policy: policy_space.Parameters, draw: tuple[policy_space.Draw, jax.Array]) -> jax.Array:
@@ -134,7 +132,7 @@ def gradients(
 
     @jax.jit
     def one_pass(train, labels, images, network_key):
-        losses = training_losses(config.apply, train.batch_stats, labels, axis_name)
+        losses = training_losses(config, train.batch_stats, labels, axis_name)
         gradient, *numbers = bilevel.loss_gradient(
             lambda params: losses(params, images, network_key), train.params, axis_name
         )
@@ -146,10 +144,11 @@ def gradients(
         return one_pass(train, train_batch.labels, images, drawn.network_key)
 
     if jax.default_backend() == "cpu":
-        passes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(passes_of, inputs))
+        draws = (jax.tree.map(lambda leaf: leaf[d], inputs) for d in range(config.num_draws))  # noqa: B023
+        passes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(passes_of, draws))
     else:
         passes = jax.lax.map(passes_of, inputs)
-    mean, train_loss, (stats, train_accuracy) = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), passes)
+    mean, train_loss, (stats, scalars) = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), passes)
     mixture, unflatten = ravel_pytree(state.mixture)
     params, momentum = inner_step(config, train, rate)(unflatten(mean))  # theta'
 
@@ -163,7 +162,7 @@ def gradients(
     policy_gradient = estimators.reinforce(
         log_probability, policy, (drawn.draws, drawn.levels), estimators.leave_one_out(costs)
     )
-    numbers = metrics((train_loss, train_accuracy), valid, axis_name, learning_rate=rate)
+    numbers = metrics((train_loss, scalars), valid, axis_name, learning_rate=rate)
     train = sgd.TrainState(train.step + 1, params, stats, momentum)
     mixture = MIXTURE_DECAY * mixture + (1.0 - MIXTURE_DECAY) * mean
     return (policy_gradient, ()), state._replace(train=train, mixture=unflatten(mixture)), numbers

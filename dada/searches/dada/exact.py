@@ -70,12 +70,11 @@ def gradients(
 
     inputs, pull_back_inputs = jax.vjp(network_input, parameters)
     losses = functools.partial(
-        training_losses(config.apply, train.batch_stats, train_batch.labels, axis_name),
-        key=sample.network_key,
+        training_losses(config, train.batch_stats, train_batch.labels, axis_name), key=sample.network_key
     )
 
     # g, and theta', the next iterate.
-    gradient, train_loss, (stats, train_accuracy) = bilevel.loss_gradient(
+    gradient, train_loss, (stats, scalars) = bilevel.loss_gradient(
         lambda params: losses(params, inputs), train.params, axis_name
     )
     params, momentum, pull_back = bilevel.look_ahead(inner_step(config, train, rate), gradient)
@@ -97,9 +96,7 @@ def gradients(
     (pathwise,) = pull_back_inputs(*pull_back_costs(jnp.full_like(costs, 1.0 / costs.size)))
     scores, control_gradient = _choice_gradient(config, state, sample, temperature, costs, axis_name)
     policy_gradient = mean_of_devices((jax.tree.map(jnp.add, pathwise, scores), control_gradient), axis_name)
-    numbers = metrics(
-        (train_loss, train_accuracy), valid, axis_name, learning_rate=rate, temperature=temperature
-    )
+    numbers = metrics((train_loss, scalars), valid, axis_name, learning_rate=rate, temperature=temperature)
     train = sgd.TrainState(train.step + 1, params, stats, momentum)
     return policy_gradient, state._replace(train=train), numbers
 

@@ -4,7 +4,7 @@ Every random number belongs to one image of the whole batch (`image_keys`). B im
 D = B, or 1 for one draw shared by the batch.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +64,8 @@ def apply_draws(
     levels: jax.Array,
     signs: jax.Array,
     centers: jax.Array,
-    images: jax.Array,
-) -> jax.Array:
+    images: Any,
+) -> Any:
     """Applies the drawn ops.
 
     Args:
@@ -74,26 +74,23 @@ def apply_draws(
       draws: [D].
       levels: [R, K] in [0, 1], of all rows of `parameters`.
       signs, centers: of `signs_and_centers`.
-      images: uint8 [B, H, W, 3].
+      images: uint8 [B, H, W, 3], perhaps with boxes.
 
     Returns:
-      float32 [B, H, W, 3] in [0, 1]. Gradient: in the levels.
+      float32 [B, H, W, 3] in [0, 1], with boxes if there are some. Gradient: in the levels.
     """
     rows = jax.vmap(lambda draw: policy_space.ops(parameters, len(space.rows), draw))(draws)
     applied = jax.vmap(lambda draw: draw.bits[draw.row])(draws)
     of_images = (jnp.broadcast_to(leaf, signs.shape) for leaf in (rows, applied, levels[draws.row]))
     concrete = sampling.assemble_draws(space, *of_images, signs, centers)
     op_ids = tuple(sorted({0, *ops.row_op_ids(space).tolist()}))
-    return augment.apply_draws_differentiable(images.astype(jnp.float32) / 255.0, concrete, op_ids)
+    images = augment.map_images(lambda images: images.astype(jnp.float32) / 255.0, images)
+    return augment.apply_draws_differentiable(images, concrete, op_ids)
 
 
 def network_input(
-    config: Config,
-    parameters: policy_space.Parameters,
-    sample: Sample,
-    temperature: jax.Array,
-    images: jax.Array,
-) -> jax.Array:
+    config: Config, parameters: policy_space.Parameters, sample: Sample, temperature: jax.Array, images: Any
+) -> Any:
     """Crop, flip, colour jitter, policy, lighting, normalise, cutout, in the order of the released code.
 
     Args:
@@ -101,11 +98,11 @@ def network_input(
       parameters: the policy, as logits.
       sample: of `sample`.
       temperature: [] of the relaxed samples.
-      images: uint8 [B, H, W, 3].
+      images: uint8 [B, H, W, 3]; with boxes only where nothing is relaxed.
 
     Returns:
-      float32 [B, H, W, 3], normalised. Gradient: in the levels, and for relaxed estimators in all of
-      `parameters`.
+      float32 [B, H, W, 3], normalised, with boxes if there are some. Gradient: in the levels, and for relaxed
+      estimators in all of `parameters`.
     """
     signs, centers = signs_and_centers(sample.image_keys, images.shape[1:3], parameters.level.shape[1])
 

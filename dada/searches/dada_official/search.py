@@ -116,10 +116,9 @@ def gradients(
     )
     inputs = network_input(config, parameters, sample, train_batch.images)
     losses = functools.partial(
-        training_losses(config.apply, train.batch_stats, train_batch.labels, axis_name),
-        key=sample.network_key,
+        training_losses(config, train.batch_stats, train_batch.labels, axis_name), key=sample.network_key
     )
-    gradient, train_loss, (stats, train_accuracy) = bilevel.loss_gradient(
+    gradient, train_loss, (stats, scalars) = bilevel.loss_gradient(
         lambda params: losses(params, inputs), train.params, axis_name
     )
     params, momentum = inner_step(config, train, rate)(gradient)
@@ -141,9 +140,7 @@ def gradients(
         temperature,
         inputs,
     )
-    numbers = metrics(
-        (train_loss, train_accuracy), valid, axis_name, learning_rate=rate, temperature=temperature
-    )
+    numbers = metrics((train_loss, scalars), valid, axis_name, learning_rate=rate, temperature=temperature)
     return policy_gradient, sgd.TrainState(train.step + 1, params, stats, momentum), numbers
 
 

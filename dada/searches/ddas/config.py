@@ -28,7 +28,7 @@ from typing import NamedTuple
 import jax
 
 from ... import augment, checks, ops
-from ...training import schedules
+from ...training import schedules, sgd
 
 MAGNITUDES = {
     "ddas": (0.0, 2.0, 10.0, 14.0),
@@ -134,9 +134,10 @@ class Config:
       policy_learning_rate: Adam of alpha_o, betas 0.5 and 0.999.
       p_tp_learning_rate: the same of alpha_tp.
       smoothing: F_s, epochs over which the policy's p_tp is averaged.
-      crop_padding, flip, color_jitter, lighting, cutout_length: base augmentation after the policy, on every
-        copy, see `augment.base_augment`.
+      crop_padding, flip, color_jitter, lighting, cutout_length, scale_jitter: base augmentation after the
+        policy, on every copy, see `augment.base_augment`.
       mean, std: per channel, of images in [0, 1].
+      losses: of the examples of a batch, in the form of `sgd.classification_losses`.
     """
 
     apply: Callable
@@ -164,8 +165,10 @@ class Config:
     cutout_length: int = 16
     color_jitter: float = 0.0
     lighting: float = 0.0
+    scale_jitter: float = 0.0
     mean: tuple[float, float, float] = augment.CIFAR_MEAN
     std: tuple[float, float, float] = augment.CIFAR_STD
+    losses: Callable = sgd.classification_losses
 
     def __post_init__(self):
         checks.check_choices(self, {"preset": ("corrected", "official"), "draws": ("image", "batch")})

@@ -4,6 +4,8 @@ Every random number belongs to one image of the whole batch (`image_keys`), and 
 copies share it. G groups of images that share their policies: 1, or one for each image. L policies, N_o ops.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -14,19 +16,20 @@ from .config import Config
 
 
 def copies(
-    key: jax.Array, config: Config, policies: jax.Array, images: jax.Array, axis_name: str | None = None
-) -> jax.Array:
+    key: jax.Array, config: Config, policies: jax.Array, images: Any, axis_name: str | None = None
+) -> Any:
     """Policy, then the base augmentation, in the order of the released CIFAR code.
 
     Args:
       key: typed key of the step, consumed.
       config: settings of the search.
       policies: int [G, L, N_o], candidates.
-      images: uint8 [B, H, W, 3].
+      images: uint8 [B, H, W, 3], perhaps with boxes.
       axis_name: mapped axis over which the batch is divided.
 
     Returns:
-      float32 [1 + L, B, H, W, 3], normalised: the images without policy, then those of each policy.
+      float32 [1 + L, B, H, W, 3], normalised: the images without policy, then those of each policy; boxes
+      and valid with the same first axes.
     """
     batch, image_size = images.shape[0], images.shape[1:3]
     num_policies, num_ops = policies.shape[1:]
@@ -50,9 +53,9 @@ def copies(
     )
 
     def apply_policies(images):
-        tiled = jnp.tile(images, (num_policies, 1, 1, 1))
+        tiled = jax.tree.map(lambda leaf: jnp.tile(leaf, (num_policies, *[1] * (leaf.ndim - 1))), images)
         augmented = augment.apply_draws(tiled, draws, op_ids=ops.op_ids(config.space))
-        return jnp.concatenate([images, augmented])
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), images, augmented)
 
     inputs = augment.base_augment(base, config, images, apply_policies, policy_position="first")
-    return inputs.reshape(1 + num_policies, batch, *inputs.shape[1:])
+    return jax.tree.map(lambda leaf: leaf.reshape(1 + num_policies, batch, *leaf.shape[1:]), inputs)

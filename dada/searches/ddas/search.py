@@ -108,15 +108,15 @@ def gradients(
         propose = lambda key: jax.random.randint(key, shape, 0, parameters.p_o.size)  # noqa: E731
         policies = jax.vmap(propose)(keys.draw)
     inputs = ddas_input.copies(copy_key, config, policies, train_batch.images, axis_name)
-    network_keys = jax.random.split(network_key, inputs.shape[0])  # for networks that draw noise
+    network_keys = jax.random.split(network_key, 1 + config.num_policies)  # for networks that draw noise
 
-    losses = training_losses(config.apply, train.batch_stats, train_batch.labels, axis_name)
+    losses = training_losses(config, train.batch_stats, train_batch.labels, axis_name)
 
     # Eq. (12): 1 - p_tp for the copy without policy, p_tp P(phi_l) / Z for the others.
     p_tp = jax.nn.sigmoid(parameters.p_tp)
     shares = ddas_gradient.policy_weights(parameters, policies, axis_name)
     weights = jnp.concatenate([jnp.full_like(shares[:, :1], 1.0 - p_tp), p_tp * shares], 1)
-    gradient, score, (losses_of_copies, (stats, right)) = ddas_gradient.mixed_gradient(
+    gradient, score, (losses_of_copies, (stats, scalars)) = ddas_gradient.mixed_gradient(
         lambda params, copy: losses(params, *copy),
         train.params,
         (inputs, network_keys),
@@ -142,8 +142,9 @@ def gradients(
     scores = score(bilevel.direction(pull_back_up, valid_gradient))
     c = scores[:, :1] - scores[:, 1:]  # eq. (9)
     train_loss = mean_of_devices(jnp.sum(jnp.mean(weights.T * losses_of_copies, 1)), axis_name)
-    numbers = metrics((train_loss, right[0]), valid, axis_name, learning_rate=rate)
-    new_train = sgd.TrainState(train.step + 1, params, jax.tree.map(lambda leaf: leaf[0], stats), momentum)
+    stats, scalars = jax.tree.map(lambda leaf: leaf[0], (stats, scalars))  # of the copy without policy
+    numbers = metrics((train_loss, scalars), valid, axis_name, learning_rate=rate)
+    new_train = sgd.TrainState(train.step + 1, params, stats, momentum)
     return ddas_gradient.policy_gradient(parameters, policies, c, axis_name), new_train, numbers
 
 
