@@ -36,10 +36,10 @@ class Data(NamedTuple):
 
 def to_device(train: sgd.Batch, valid: sgd.Batch) -> Data:
     """Both halves, from the host; what is streamed stays there."""
-    valid = sgd.Batch(*map(jnp.asarray, valid))
+    valid = jax.tree.map(jnp.asarray, valid)
     if isinstance(train.images, host_images.Images):
         return Data(train, valid)
-    return Data(sgd.Batch(*map(jnp.asarray, train)), valid)
+    return Data(jax.tree.map(jnp.asarray, train), valid)
 
 
 def replicate(data: Data, mesh: jax.sharding.Mesh | None) -> Data:
