@@ -228,7 +228,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
         judge=judged,
         mesh=mesh,
         pretrained=weights,
-        decode_threads=settings["decode_threads"],
+        decode_threads=settings.get("decode_threads"),
     )
 
 

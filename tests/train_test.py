@@ -206,8 +206,10 @@ def test_recipes_are_read_and_say_what_they_reproduce(path, files, monkeypatch):
     text = path.read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert "Hours and hardware" in header[-1] and len(header) >= 3
-    dataset = files / ("folder" if "imagenet" in path.stem else "tiny.npz")
-    given = [f"--flagfile={path}", f"--dataset={dataset}", "--batch_size=4", "--num_devices=1"]
+    dataset = [f"--dataset={files / ('folder' if 'imagenet' in path.stem else 'tiny.npz')}"]
+    if "--task=detection" in text:
+        dataset = ["--dataset=embedded", "--image_size=64"]
+    given = [f"--flagfile={path}", *dataset, "--batch_size=4", "--num_devices=1"]
     resolved = train.resolve(given)
     task = train.task_of(resolved, run_flags.load_dataset(resolved))
     assert task.config.num_epochs == int(text.split("--epochs=")[1].split()[0])
