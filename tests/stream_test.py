@@ -100,6 +100,8 @@ def test_a_packed_set_and_other_threads_give_the_same_run(files, cropped, held):
     assert_same_run(run(files, "unpacked", input="device", dataset=packed["dataset"]), held)
     with pytest.raises(AssertionError):
         assert_same_run(cropped, held)
+    with pytest.raises(ValueError, match=r"JPEG is \d+ x \d+, expected \d+ x \d+: --image_size brings"):
+        datasets.load(packed["dataset"])
 
 
 def test_killed_within_an_epoch_and_resumed_is_the_straight_run(files, cropped):
@@ -316,10 +318,7 @@ def test_searches_that_cannot_be_streamed_are_refused(files, changes, message):
         ({"decode_threads": 3}, "--decode_threads=3 has no effect with --input=device"),
         ({"resize": 7}, "--resize=7 for .*expected --image_size or more, which is 8"),
         ({"resize": 9, "image_size": None}, "--resize=9 for "),
-        (
-            {"input": "host", "image_size": None, "resize": None},
-            r"is 1\d x \d+, expected \d+ x \d+: --image_size brings",
-        ),
+        ({"input": "host", "image_size": None, "resize": None}, "--input=host for .*, and --image_size"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(files, changes, message):

@@ -124,8 +124,8 @@ def load(
         raise ValueError(
             f"--crop={crop} for {name!r}: expected a folder of images, --image_size and --input=host"
         )
-    if input == "host" and not is_folder:
-        raise ValueError(f"--input=host for {name!r}: expected a folder of images")
+    if input == "host" and not (is_folder and image_size):
+        raise ValueError(f"--input=host for {name!r}: expected a folder of images, and --image_size")
     prepared = host_images.Preparation(image_size, resize, crop, crop_area, exif_orientation)
     base, classes = name.removeprefix("reduced_"), None
     if base in NUM_CLASSES:
@@ -174,7 +174,8 @@ def _read_folder(path, prepared, input):
     """(Arrays, classes) of a folder of images, packed or not."""
     is_packed = sources.is_packed(path)
     if input is None:
-        streams = is_packed or prepared.crop != "center" or _is_large(path, prepared.image_size)
+        size = prepared.image_size
+        streams = size and (is_packed or prepared.crop != "center" or _is_large(path, size))
         input = "host" if streams else "device"
     if input == "device" and not is_packed:
         return image_folder.read(path, prepared.image_size, prepared.exif_orientation, prepared.resize)
@@ -189,8 +190,6 @@ def _read_folder(path, prepared, input):
 
 def _is_large(path, image_size):
     """Whether the training images of a folder are too many to be held."""
-    if image_size is None:
-        return False
     _, classes = image_folder.find_parts(path, collections.Counter())
     count = len(image_folder.list_files(path / "train", classes, collections.Counter()))
     return count * image_size * image_size * 3 > _MOST_BYTES
