@@ -71,12 +71,14 @@ def test_detections_are_in_pixels_of_the_file():
 @pytest.mark.parametrize("image_size", [None, 128])
 def test_a_network_that_says_what_it_has_to_finds_all(image_size):
     """Anchors, assignment, coding, candidates, suppression and average precision fit together."""
-    part = detection_datasets.load("embedded", image_size).test
-    side = part.images.shape[1]
+    dataset = detection_datasets.load("embedded", image_size)
+    side = dataset.test_images.shape[1]
     config = retinanet.Config(18, 3, width=16, levels=3, anchor_scale=2.0)
     anchors = retinanet.anchors(config, (side, side))
     rows = slice(0, 12)
-    boxes, valid = part.boxes[rows], part.valid[rows]
+    boxes, valid, labels = (
+        array[rows] for array in (dataset.test_images.boxes, dataset.test_images.valid, dataset.test_labels)
+    )
     slots = np.stack([assignment.assign(anchors, *image) for image in zip(boxes, valid)])
     # Every box is looked for by some anchor.
     assert all(set(range(mask.sum())) <= set(image) for image, mask in zip(slots, valid))
@@ -84,11 +86,10 @@ def test_a_network_that_says_what_it_has_to_finds_all(image_size):
     slot = slots[image, anchor]
     logits = np.full((*slots.shape, 3), -20, np.float32)
     # A box has one anchor that is surest, else anchors of two boxes could hide each other.
-    logits[image, anchor, part.labels[rows][image, slot]] = 10
+    logits[image, anchor, labels[image, slot]] = 10
     deltas = np.zeros((*slots.shape, 4), np.float32)
     deltas[image, anchor] = box_coding.encode(anchors[anchor], boxes[image, slot])
-    found = suppression.detections(
-        candidates.best(logits, deltas, anchors, (side, side), 1000), part.scale[rows]
-    )
-    evaluation = average_precision.evaluate(part.truths[rows], found, 3)
+    truths, scale = (part[rows] for part in dataset.annotations)
+    found = suppression.detections(candidates.best(logits, deltas, anchors, (side, side), 1000), scale)
+    evaluation = average_precision.evaluate(truths, found, 3)
     assert evaluation.numbers["AP"] > 0.98

@@ -111,7 +111,8 @@ def apply_draws_with_boxes(
     branches = [functools.partial(_complete, name) for name in names]
     fills_grey = np.array([name.endswith("_BBox") for name in names])
     # Moves as the op does, black where that one is grey; an op without a twin is unknown to `fast_path`.
-    twins = np.array([ops.ALL_OPS.index(name.removesuffix("_BBox")) for name in names], np.int32)
+    alone = [name.removesuffix("_BBox").removesuffix("_Image_Only") for name in names]
+    twins = np.array([ops.ALL_OPS.index(name) for name in alone], np.int32)
 
     def slot(state, draw):
         images, boxes, valid = state
@@ -138,7 +139,7 @@ def apply_draws_with_boxes(
 
 def _complete(name, image, boxes, valid, value, center):
     """What one op does besides what `fast_path` has done to the image."""
-    if name not in ops.BOX_OPS or name.endswith("_BBox"):
+    if name not in ops.BOX_OPS or name.endswith(("_BBox", "_Image_Only")):
         return image, *ops.move_boxes(name, boxes, valid, value, center, image.shape[:2])
     unit = image.astype(jnp.float32) / 255
     unit, *moved = ops.apply_op_with_boxes(name, unit, boxes, valid, value, center)

@@ -14,6 +14,7 @@ from dada import ops
 from dada.searches.dada import space as policy_space
 from experiments.figures import figure_style
 
+_LEAST_ROWS = 15  # of a map of pairs
 _LEADING = len(figure_style.SERIES)
 _PANELS = {
     "loss": ("Loss of a batch", "cross-entropy (nats)"),
@@ -150,7 +151,8 @@ def learned_policy(title, space, distribution, policy_mass, initial_mass, plante
     mass = np.sum(entries[0] * entries[1], axis=0)
     order = np.argsort(-mass, kind="stable")
     names = [space.rows[index].name for index in order]
-    bars_height, map_height = 1.5 + 0.19 * num_ops, 1.2 + 0.23 * num_ops
+    # The map has room for its scale and a list below the diagonal, also where ops are few.
+    bars_height, map_height = 1.5 + 0.19 * num_ops, 1.2 + 0.23 * max(num_ops, _LEAST_ROWS)
     figure = figure_style.titled(title, bars_height + (map_height if is_pairs else 0))
     if is_pairs:
         upper, lower = figure.subfigures(2, 1, height_ratios=[bars_height, map_height])
