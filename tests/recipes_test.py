@@ -22,14 +22,9 @@ def test_the_quick_ones_exist():
 @pytest.mark.parametrize("path", CASES)
 def test_a_recipe_takes_its_smoke_steps(path, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(small_runs.ROOT)
-    dataset = tmp_path / ("folder" if "imagenet" in path.stem else "tiny.npz")
-    if "imagenet" in path.stem:
-        small_runs.write_folder(dataset, np.random.default_rng(0), 2, 1)
-    else:
-        small_runs.write_data_set(dataset, 12, 4)
-    dataset = [f"--dataset={dataset}"]
-    if "--task=detection" in path.read_text():
-        dataset = ["--dataset=embedded", "--image_size=64"]
+    small_runs.write_data_set(tmp_path / "tiny.npz", 12, 4)
+    small_runs.write_folder(tmp_path / "folder", np.random.default_rng(0), 2, 1)
+    dataset = small_runs.data_of_recipe(path, tmp_path)
     small = [*dataset, "--batch_size=2", f"--run_dir={tmp_path / 'run'}"]
     flags = [f"--flagfile={path}", *small, "--num_devices=1", "--smoke"]
     train.main(*command_line.parse(train.define, flags))

@@ -45,6 +45,13 @@ def write_folder(path, generator, count, num_test):
                 Image.fromarray(pixels).save(file, quality=95)
 
 
+def data_of_recipe(path, folder):
+    """Flags of a small data set for a flag file; `folder` has tiny.npz, and class folders in `folder`."""
+    if "--task=detection" in path.read_text():
+        return ["--dataset=embedded", "--image_size=64"]
+    return [f"--dataset={folder / ('folder' if 'imagenet' in path.stem else 'tiny.npz')}"]
+
+
 def command(settings, **changes):
     """Flags as a command line, on one device unless they say otherwise; None leaves a flag out."""
     given = {"num_devices": 1, **settings, **changes}

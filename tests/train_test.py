@@ -206,9 +206,7 @@ def test_recipes_are_read_and_say_what_they_reproduce(path, files, monkeypatch):
     text = path.read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
     assert "Hours and hardware" in header[-1] and len(header) >= 3
-    dataset = [f"--dataset={files / ('folder' if 'imagenet' in path.stem else 'tiny.npz')}"]
-    if "--task=detection" in text:
-        dataset = ["--dataset=embedded", "--image_size=64"]
+    dataset = small_runs.data_of_recipe(path, files)
     given = [f"--flagfile={path}", *dataset, "--batch_size=4", "--num_devices=1"]
     resolved = train.resolve(given)
     task = train.task_of(resolved, run_flags.load_dataset(resolved))

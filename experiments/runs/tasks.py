@@ -16,19 +16,9 @@ DEFAULT_MODEL = {"classification": "wrn_40_2", "detection": "retinanet_resnet_18
 _UNREAD = {
     "classification": ("scale_jitter",),
     "detection": (
-        *(
-            "data_dir",
-            "download",
-            "exif_orientation",
-            "resize",
-            "crop",
-            "crop_area",
-            "input",
-            "decode_threads",
-            "reduced_imagenet",
-        ),
-        *("valid_dataset", "crop_padding", "cutout_length", "color_jitter", "lighting"),
-        *("label_smoothing", "policy_position"),
+        *("data_dir", "download", "exif_orientation", "valid_dataset", "reduced_imagenet"),
+        *("input", "decode_threads", "resize", "crop", "crop_area"),
+        *("crop_padding", "cutout_length", "color_jitter", "lighting", "label_smoothing", "policy_position"),
     ),
 }
 # Candidates of an image, of which 100 count at most.
