@@ -37,7 +37,6 @@ SMALL = {
     "cutout_length": 0,
     "image_size": 8,
     "resize": 9,
-    "imagenet_statistics": True,
 }
 RANDOM = {"crop": "random_resized", "crop_area": 0.5}
 TIMES = ("seconds", "seconds_train", "seconds_waited")
@@ -131,7 +130,7 @@ def test_two_processes_are_one(files, cropped):
 
 
 SEARCH = {
-    **{name: SMALL[name] for name in ("model", "image_size", "imagenet_statistics")},
+    **{name: SMALL[name] for name in ("model", "image_size")},
     "epochs": 2,
     "batch_size": 8,
     "valid_batch_size": 4,

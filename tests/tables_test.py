@@ -28,7 +28,7 @@ COMMITTED = [
 DEFINITION = {
     "title": "A table",
     "about": ["For tests."],
-    "errors": "dada",
+    "results": "dada",
     "hours": "search_hours",
     "columns": [
         {
@@ -93,11 +93,11 @@ def run(definition, column, row, seed, error, *, best=None, **changes):
     )
 
 
-def write_run(path, command_flags, error, seconds=100.0, seeds_at_once=1, contents=None):
+def write_run(path, command_flags, error, seconds=100.0, seeds_at_once=1, contents=None, **numbers):
     """The folder of a finished training."""
     folder = run_folder.create(path, command_flags, contents)
     policies.save(folder.policy_path, policies.identity())
-    result = {"epoch": 3, "test_error": error, "test_accuracy": 1 - error}
+    result = {"epoch": 3, "test_error": error, "test_accuracy": 1 - error, **numbers}
     timing = {"seconds_run": seconds, "seeds_at_once": seeds_at_once}
     folder.write_summary({"recipe": {}, "last": result, "best": result, **timing})
     folder.finish()
@@ -129,6 +129,7 @@ def test_there_are_committed_tables():
     [
         ("dada", "cifar100/wrn_40_2", "DADA", (20.9, None)),
         ("ddas_table_2", "cifar100/wrn_28_10", "DDAS", (16.6, 0.2)),
+        ("ddas_table_4", "coco/resnet_50", "DDAS", (38.1, 0.1)),
         ("ddas_table_5", "imagenet/resnet_50", "0.4", (22.2, None)),
         ("ddas_table_6", "cifar100/wrn_28_10", "p_o fixed", (16.7, None)),
         ("trivialaugment", "cifar100/wrn_28_10", "TA (Wide)", (15.67, 0.17)),
@@ -260,12 +261,34 @@ def test_the_figure_is_drawn_twice_the_same(definition, tmp_path):
         ({"rows": [*DEFINITION["rows"], {"key": "x", "name": "x", "paper": "DADO"}]}, "'DADO' is not one of"),
         ({"rows": [*DEFINITION["rows"], {"key": "x", "name": "x", "role": "best"}]}, "role: got 'best'"),
         ({"rows": [*DEFINITION["rows"], {"key": "x", "title": "x"}]}, "title"),
-        ({"errors": "dado"}, "paper table 'dado': expected one of dada, "),
+        ({"results": "dado"}, "paper table 'dado': expected one of dada, "),
+        ({"metric": "test_mAP"}, "metric: got 'test_mAP', expected one of test_error, "),
+        ({"metric": "test_AP50"}, "metric test_AP50: .*got --task=classification, expected detection"),
     ],
 )
 def test_bad_definitions_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         table_definition.load(write(tmp_path / "table", **changes), RESOLVE)
+
+
+def test_a_table_of_detectors_is_that_of_their_average_precision(tmp_path):
+    columns = [{"key": "cells", "name": "Cells", "train": ["--task=detection", "--epochs=3"]}]
+    rows = [
+        {"key": "identity", "name": "none", "role": "identity"},
+        {"key": "random", "name": "random", "role": "random", "train": ["--policy=random:0"]},
+    ]
+    changes = {"metric": "test_AP50", "results": None, "hours": None, "columns": columns, "rows": rows}
+    definition = table_definition.load(write(tmp_path / "table", **changes), RESOLVE)
+    path = tmp_path / "runs"
+    flags = {**definition.recipes["cells", "identity"].train_flags, "seed": 0, "run_dir": str(path)}
+    write_run(path, flags, 0.5, test_AP50=0.25, test_AP=0.125)
+    runs, unused = table_runs.collect(definition, path)
+    assert not unused and runs[0].last == {"epoch": 3, "test_AP50": 0.25}
+    cells = table_cells.cells(definition, runs)
+    text = table_text.markdown(definition, cells)
+    assert "| policy | test AP50, % | n |" in text and "| none | 25.00 | 1 | 25.00 |" in text
+    assert table_text.to_csv(definition, cells).startswith("column,row,n,test_AP50_last,")
+    assert table_figures.draw(definition, cells, tmp_path / "table.png").is_file()
 
 
 def test_a_missing_definition_is_named(tmp_path):

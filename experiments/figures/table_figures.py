@@ -1,7 +1,7 @@
-"""The figure of a table: every run of every row, and the cost of the search against the test error.
+"""The figure of a table: every run of every row, and the cost of the search against the result.
 
 Contract: cells in, one PNG out. Columns with runs get a line of their own. Those that differ only in the
---num_valid of their searches have one together, in which the test error is drawn over it. Of columns without
+--num_valid of their searches have one together, in which the result is drawn over it. Of columns without
 runs the papers' values are shown; how far to trust these is in `PaperTable.status`.
 """
 
@@ -60,10 +60,11 @@ def draw(
                 continue
             part.suptitle(name, x=0.015, ha="left", fontsize=9)
             if not any(cell.row.search is not None or cell.paper_hours for cell in of_column):
-                _runs_panel(part.subplots(), of_column)  # nothing was searched for: no cost to show
+                # Nothing was searched for: no cost to show.
+                _runs_panel(part.subplots(), definition, of_column)
                 continue
             runs, cost = part.subplots(1, 2, width_ratios=[1.3, 1])
-            _runs_panel(runs, of_column)
+            _runs_panel(runs, definition, of_column)
             size = 3.1, _HEIGHTS["row"] * len(of_column)
             _cost_panel(cost, definition, of_column, "Cost of the search", size)
         for index, part in enumerate(parts[len(groups) :]):
@@ -79,15 +80,14 @@ def draw(
         return figure_style.save(path, figure)
 
 
-def _runs_panel(axes, cells):
+def _runs_panel(axes, definition, cells):
     """One line a row: all runs as dots, mean and standard deviation."""
-    axes.set_title("Test error of the last epoch")
+    axes.set_title(f"{definition.metric_title} of the last epoch")
     for line, cell in enumerate(cells):
         if not cell.runs:
             axes.text(0.01, line, "not run", transform=axes.get_yaxis_transform(), va="center", fontsize=7.5)
             continue
-        errors = [100.0 * run.last["test_error"] for run in cell.runs]
-        axes.plot(errors, [line] * len(errors), "o", color=figure_style.FAINT, markersize=3.5)
+        axes.plot(cell.values, [line] * len(cell.values), "o", color=figure_style.FAINT, markersize=3.5)
         style = {"fmt": "o", "color": _color(cell), "markersize": 5, "capsize": 2.5}
         axes.errorbar(cell.last.mean, line, xerr=cell.last.deviation, **style)
     together = table_cells.random_policies(cells)
@@ -113,9 +113,9 @@ def _group(definition, cells):
 
 
 def _num_valid_panel(figure, definition, columns):
-    """Test error over the validation images of the searches; what has no search is a line across."""
+    """The metric over the validation images of the searches; what has no search is a line across."""
     axes = figure.subplots()
-    axes.set_title("Test error of the last epoch")
+    axes.set_title(f"{definition.metric_title} of the last epoch")
     axes.set(xlabel="labelled validation images of a search (bar: mean ± std)", ylabel="%", xscale="log")
     cells, by_row = list(itertools.chain(*columns)), {}
     for cell in cells:
@@ -157,16 +157,16 @@ def _color(cell):
 
 
 def _paper_points(definition, cell):
-    """(hours, error, name) of the methods of which a paper gives both."""
+    """(hours, result, name) of the methods of which a paper gives both."""
     points = []
-    if definition.errors is None or definition.hours is None:
+    if definition.results is None or definition.hours is None:
         return points
     hours_row = table_definition.hours_row(cell.column)
-    for name in definition.errors.columns:
-        error, _ = table_definition.lookup(definition.errors, cell.column.paper, name)
+    for name in definition.results.columns:
+        result, _ = table_definition.lookup(definition.results, cell.column.paper, name)
         hours, _ = table_definition.lookup(definition.hours, hours_row, name)
-        if error is not None and hours is not None:
-            points.append((hours, error, name))
+        if result is not None and hours is not None:
+            points.append((hours, result, name))
     return points
 
 
@@ -177,8 +177,8 @@ def _cost_panel(axes, definition, cells, title, size):
     """
     axes.set_title(title, fontsize=8.5)
     labels = _paper_points(definition, cells[0])
-    for hours, error, _ in labels:
-        axes.plot(hours, error, markerfacecolor="white", **_HOLLOW)
+    for hours, result, _ in labels:
+        axes.plot(hours, result, markerfacecolor="white", **_HOLLOW)
     for number, cell in enumerate(cells, start=1):
         if not cell.runs:
             continue
@@ -193,7 +193,7 @@ def _cost_panel(axes, definition, cells, title, size):
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xticks([], minor=True)
     axes.set_xlim(-0.02, 10 * most)
-    axes.set(xlabel="hours of search", ylabel="test error, %")
+    axes.set(xlabel="hours of search", ylabel=f"{definition.metric_name}, %")
     axes.margins(y=0.22)
     axes.set_ylim(axes.get_ylim())  # fixed, because labels are placed by it
     _write_labels(axes, labels, size)

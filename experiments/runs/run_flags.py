@@ -22,7 +22,7 @@ _LOADED = ("data_dir", "download", "image_size", "exif_orientation", "resize", "
 # What `load_dataset` reads.
 DATASET_FLAGS = (
     *("task", "dataset", "valid_dataset", "reduced_imagenet", *_LOADED),
-    *("decode_threads", "pretrained", "imagenet_statistics"),
+    *("decode_threads", "pretrained"),
 )
 _PATHS = ("run_dir", "dataset", "data_dir", "valid_dataset", "policy", "pretrained", "proxy")
 
@@ -65,8 +65,6 @@ def define(values: flags.FlagValues) -> None:
     add.enum("input", None, ("device", "host"), f"{about} Default: device, where they fit.")
     about = "Threads that decode them on the host. Default: one for each core."
     add.integer("decode_threads", None, about, 1, 1000)
-    about = "Normalise as for ImageNet, as --pretrained and --input=host do."
-    add.bool("imagenet_statistics", False, about)
     add.bool("exif_orientation", True, "Turn photos of folders upright, as their EXIF entry says.")
     about = "NAME[:VALUE],..., on every validation image of a search or test image of a training; or empty."
     add.string("planted_op", None, about)
@@ -140,7 +138,7 @@ def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
         if settings["decode_threads"] and not dataset.is_streamed:
             got = f"--decode_threads={settings['decode_threads']}"
             raise ValueError(f"{got} has no effect with --input=device")
-    if settings["pretrained"] or settings["imagenet_statistics"]:
+    if settings["pretrained"]:
         mean, std = datasets.imagenet_statistics()
         dataset = dataset._replace(mean=mean, std=std)
     return dataset

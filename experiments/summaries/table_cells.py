@@ -1,7 +1,7 @@
 """The cells of a table: mean and spread over seeds, difference from the paper, test against random policies.
 
-Contract: pure functions of a definition and its runs. Errors are in percent of the test images. n runs of a
-cell have seeds of their own; the standard deviation is that of a sample (n - 1).
+Contract: pure functions of a definition and its runs. Values of its metric are in percent. n runs of a cell
+have seeds of their own; the standard deviation is that of a sample (n - 1).
 """
 
 import statistics
@@ -25,8 +25,9 @@ class Cell(NamedTuple):
     row: table_definition.Row
     column: table_definition.Column
     runs: list[table_runs.Run]
-    last: Sample | None  # test error of the last epoch, %
-    best: Sample | None  # of the epoch with the least test error, %
+    values: list[float]  # of the last epoch of each run, %
+    last: Sample | None  # of these
+    best: Sample | None  # of the epochs with the best test, %
     p_value: float | None  # against the runs of the random policies
     paper: float | None
     paper_spread: float | None
@@ -56,15 +57,14 @@ def cells(definition: table_definition.Definition, runs: list[table_runs.Run]) -
 
 
 def random_policies(column: list[Cell]) -> Sample | None:
-    """Test error of the last epoch of all runs with random policies among the cells of a column."""
-    return sample([error for cell in column if cell.row.role == "random" for error in _errors(cell.runs)])
-
-
-def _errors(runs, epoch="last"):
-    return [100.0 * getattr(run, epoch)["test_error"] for run in runs]
+    """Values of the last epoch of all runs with random policies among the cells of a column."""
+    return sample([value for cell in column if cell.row.role == "random" for value in cell.values])
 
 
 def _cell(definition, column, row, runs):
+    def values(runs, epoch="last"):
+        return [100.0 * getattr(run, epoch)[definition.metric] for run in runs]
+
     # Columns in which a row has one recipe share its runs.
     recipes = definition.recipes
     of_column = [run for run in runs if recipes.get((column.key, run.row)) == recipes[run.column, run.row]]
@@ -72,19 +72,20 @@ def _cell(definition, column, row, runs):
     random_rows = {other.key for other in definition.rows if other.role == "random"}
     # A random policy is compared with the other random policies.
     random_runs = [run for run in of_column if run.row in random_rows - {row.key}]
-    paper, paper_spread = table_definition.lookup(definition.errors, column.paper, row.paper)
+    paper, paper_spread = table_definition.lookup(definition.results, column.paper, row.paper)
     paper_hours, _ = table_definition.lookup(definition.hours, table_definition.hours_row(column), row.paper)
-    last, best = sample(_errors(of_cell)), sample(_errors(of_cell, "best"))
-    ours = best if definition.errors and definition.errors.epoch == "best" else last
+    last, best = sample(values(of_cell)), sample(values(of_cell, "best"))
+    ours = best if definition.results and definition.results.epoch == "best" else last
     seconds = [run.search.seconds if run.search else 0.0 for run in of_cell]
     hardware = {run.hardware for run in of_cell} | {run.search.hardware for run in of_cell if run.search}
     return Cell(
         row=row,
         column=column,
         runs=of_cell,
+        values=values(of_cell),
         last=last,
         best=best,
-        p_value=welch.p_value(_errors(of_cell), _errors(random_runs)),
+        p_value=welch.p_value(values(of_cell), values(random_runs)),
         paper=paper,
         paper_spread=paper_spread,
         difference=ours.mean - paper if ours and paper is not None else None,

@@ -2,7 +2,8 @@
 
 A definition is TABLE/table.json:
     title, about     text, and a list of sentences that are printed under it
-    errors, hours    names of files in `paper_tables`, or null: the papers' test errors and search costs
+    metric           what a training is judged by, one of `METRICS`; left out: test_error
+    results, hours   names of files in `paper_tables`, or null: the papers' results and search costs
     columns          each with key, name, train and search (command lines), paper (row of the paper's tables)
     rows             each with key, name, role, train, search, paper (column of the paper's tables)
 
@@ -11,7 +12,7 @@ row may be mappings from column keys, for a row that some columns do not have. C
 same recipe share its runs, which are kept as those of the first of them. `order`, if there is one, is a list
 of the rows that are run first, the most telling one at its start. A row with `search` trains with the
 policy that a search with these flags and the same seed found. `role` is "identity" or "random" for the rows
-that every table must have: without them no error says what a search is worth.
+that every table must have: without them no number says what a search is worth.
 
 Contract: reads files, writes nothing.
 """
@@ -26,6 +27,12 @@ from experiments.data import planting
 from experiments.runs import run_flags, run_folder
 
 PAPER_TABLES = pathlib.Path(__file__).resolve().parents[1] / "paper_tables"
+# By name in the summary of a training: the task of such trainings, and the words of the table.
+METRICS = {
+    "test_error": ("classification", "test error"),
+    "test_AP": ("detection", "test AP"),
+    "test_AP50": ("detection", "test AP50"),
+}
 ROLES = ("identity", "random")
 FILE = "table.json"
 # By command, "train" and "search": all flags that a command line stands for. ValueError on a bad one.
@@ -42,7 +49,7 @@ class PaperTable(NamedTuple):
     rows: dict[str, list[float | None]]
     spreads: dict[str, list[float | None]] = {}  # noqa: RUF012 (never changed)
     spread_kind: str = ""
-    epoch: str = "last"  # which epoch the errors are of: "last" or "best"
+    epoch: str = "last"  # which epoch the results are of: "last" or "best"
     hardware: list[str] = []  # noqa: RUF012
     notes: list[str] = []  # noqa: RUF012
 
@@ -85,11 +92,22 @@ class Definition(NamedTuple):
     about: list[str]
     columns: list[Column]
     rows: list[Row]
-    errors: PaperTable | None
+    metric: str
+    results: PaperTable | None
     hours: PaperTable | None
     recipes: dict[tuple[str, str], Recipe]  # by keys of column and row, without cells that do not exist
     defaults: dict[str, dict[str, str]]  # by command, the flags of an empty command line
     order: list[str]  # keys of all rows, as they are run
+
+    @property
+    def metric_name(self) -> str:
+        """The metric in words."""
+        return METRICS[self.metric][1]
+
+    @property
+    def metric_title(self) -> str:
+        """The same at the start of a line."""
+        return self.metric_name[0].upper() + self.metric_name[1:]
 
 
 def load(folder: str | os.PathLike, resolve: Resolve) -> Definition:
@@ -105,22 +123,34 @@ def load(folder: str | os.PathLike, resolve: Resolve) -> Definition:
         text = json.loads(path.read_text())
         columns = [Column(**column) for column in text["columns"]]
         rows = [Row(**row) for row in text["rows"]]
-        errors, hours = (text[name] and paper_table(text[name]) for name in ("errors", "hours"))
-        _check(columns, rows, errors)
+        results, hours = (text[name] and paper_table(text[name]) for name in ("results", "hours"))
+        _check(columns, rows, results)
         order = text.get("order", [])
         if unknown := set(order) - {row.key for row in rows}:
             raise ValueError(f"order: got {', '.join(sorted(unknown))}, expected keys of rows")
         cells = {(column.key, row.key): _recipe(column, row, resolve) for column in columns for row in rows}
+        metric = _metric(text.get("metric", "test_error"), filter(None, cells.values()))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     recipes = {cell: recipe for cell, recipe in cells.items() if recipe}
     defaults = {name: _flags(of_command, []) for name, of_command in resolve.items()}
     about = text["title"], text["about"]
     order = list(dict.fromkeys([*order, *(row.key for row in rows)]))
-    return Definition(path.parent, *about, columns, rows, errors, hours, recipes, defaults, order)
+    return Definition(path.parent, *about, columns, rows, metric, results, hours, recipes, defaults, order)
 
 
-def _check(columns, rows, errors):
+def _metric(name, recipes):
+    """The metric of this name, which all trainings must have."""
+    if name not in METRICS:
+        raise ValueError(f"metric: got {name!r}, expected one of {', '.join(METRICS)}")
+    task, _ = METRICS[name]
+    for recipe in recipes:
+        if (got := recipe.train_flags["task"]) != task:
+            raise ValueError(f"metric {name}: {' '.join(recipe.train)}: got --task={got}, expected {task}")
+    return name
+
+
+def _check(columns, rows, results):
     for entries in (columns, rows):
         keys = [entry.key for entry in entries]
         if not keys or len(set(keys)) < len(keys) or not all(key.isidentifier() for key in keys):
@@ -132,8 +162,8 @@ def _check(columns, rows, errors):
         if role not in roles:
             raise ValueError(f"rows: none has the role {role!r}, expected one or more")
     for row in rows:
-        if errors and row.paper and row.paper not in errors.columns:
-            raise ValueError(f"row {row.key}: {row.paper!r} is not one of {', '.join(errors.columns)}")
+        if results and row.paper and row.paper not in results.columns:
+            raise ValueError(f"row {row.key}: {row.paper!r} is not one of {', '.join(results.columns)}")
 
 
 def paper_table(name: str) -> PaperTable:

@@ -30,13 +30,13 @@ class Search(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A finished training; errors are shares of the test images."""
+    """A finished training; values of the metric are in [0, 1]."""
 
     column: str
     row: str
     seed: int
     flags: dict[str, str]
-    last: dict[str, float]  # epoch, test_error
+    last: dict[str, float]  # epoch, and the metric of the table by its name
     best: dict[str, float]
     seconds: float  # of one seed, without compiling
     hardware: str
@@ -116,13 +116,13 @@ def _read_run(definition, path):
         cell = _cell(definition, flags, search_flags)
     if cell is None:
         return None
-    seed = int(all_flags["seed"])
+    seed, kept = int(all_flags["seed"]), ("epoch", definition.metric)
     environment = run_folder.read_environment(path)
     return Run(
         *cell,
         seed=seed,
         flags=flags,
-        **{name: {key: summary[name][key] for key in ("epoch", "test_error")} for name in ("last", "best")},
+        **{which: {name: summary[which][name] for name in kept} for which in ("last", "best")},
         **_cost(path, summary),
         jax=environment["jax"],
         commit=environment["git_commit"],

@@ -9,7 +9,7 @@ import io
 from experiments.summaries import table_cells, table_definition
 
 _CSV_COLUMNS = (
-    *("column", "row", "n", "test_error_last", "std_last", "test_error_best", "std_best"),
+    *("column", "row", "n", "{metric}_last", "std_last", "{metric}_best", "std_best"),
     *("p_value_against_random", "paper", "paper_spread", "paper_epoch", "difference"),
     *("search_hours", "train_hours", "hardware"),
 )
@@ -32,7 +32,7 @@ def markdown(definition: table_definition.Definition, cells: dict[tuple[str, str
     not_run = [column for column in definition.columns if column not in was_run]
     if not_run:
         lines += ["", *_not_run_lines(definition, not_run, cells)]
-    for table in filter(None, (definition.errors, definition.hours)):
+    for table in filter(None, (definition.results, definition.hours)):
         lines += ["", f"The papers' {table.quantity}: {table.source} ({table.status})."]
         if table.spread_kind:
             lines.append(f"± is {table.spread_kind}.")
@@ -41,9 +41,9 @@ def markdown(definition: table_definition.Definition, cells: dict[tuple[str, str
 
 
 def _column_lines(definition, cells):
-    has_paper = definition.errors is not None
-    heads = ["policy", "test error, %", "n", "best epoch, %"]
-    heads += [f"paper ({definition.errors.epoch} epoch), %", "difference"] if has_paper else []
+    has_paper = definition.results is not None
+    heads = ["policy", f"{definition.metric_name}, %", "n", "best epoch, %"]
+    heads += [f"paper ({definition.results.epoch} epoch), %", "difference"] if has_paper else []
     heads += ["p against random", "search, h", "training, h", "hardware"]
     lines = [_line(heads), _line(["---"] * len(heads))]
     for cell in cells:
@@ -59,14 +59,15 @@ def _column_lines(definition, cells):
 
 def _explanation(definition):
     lines = [
-        "Test error after the last epoch, mean ± standard deviation over n seeds. *Best epoch* is chosen by",
-        "the test error itself, as many papers do, and is optimistic. *p against random*: Welch's two-sided",
+        f"{definition.metric_title} after the last epoch, mean ± standard deviation over n seeds.",
+        "*Best epoch* is chosen by the test itself, as in many papers, and is optimistic.",
+        "*p against random*: Welch's two-sided",
         "test against the runs of all random policies together (for a random policy: of the other ones).",
         "Hours are of one seed, without compiling; those of runs that shared a device are divided by their",
         "number.",
     ]
-    if definition.errors:
-        lines.append(f"The difference from the paper is that of the {definition.errors.epoch} epoch.")
+    if definition.results:
+        lines.append(f"The difference from the paper is that of the {definition.results.epoch} epoch.")
     return lines
 
 
@@ -77,8 +78,8 @@ def _not_run_lines(definition, columns, cells):
     for row in definition.rows:
         of_row = [cells.get((column.key, row.key)) for column in columns]
         lines.append(_line([row.name, *(_not_run_cell(cell) for cell in of_row)]))
-    if definition.errors:
-        lines += ["", f"In brackets the paper's value, {definition.errors.quantity}."]
+    if definition.results:
+        lines += ["", f"In brackets the paper's value, {definition.results.quantity}."]
     return lines
 
 
@@ -113,13 +114,13 @@ def to_csv(definition: table_definition.Definition, cells: dict[tuple[str, str],
     """One line a cell; empty where there is nothing, n = 0 where nothing was run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
+    writer.writerow(name.format(metric=definition.metric) for name in _CSV_COLUMNS)
     for cell in cells.values():
         samples = []
         for sample in (cell.last, cell.best):
             samples += [None, None] if sample is None else [sample.mean, sample.deviation]
         numbers = [*samples, cell.p_value, cell.paper, cell.paper_spread]
-        epoch = definition.errors.epoch if cell.paper is not None else ""
+        epoch = definition.results.epoch if cell.paper is not None else ""
         hours = [cell.difference, cell.search_hours, cell.train_hours]
         writer.writerow(
             [cell.column.key, cell.row.key, len(cell.runs)]
