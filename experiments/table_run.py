@@ -125,7 +125,7 @@ def _problem(cell, values):
         for command, line in ((train, cell.recipe.train), (search, cell.recipe.search)):
             if line is not None:
                 settings = command.resolve([*line, *_shared(values)])
-                datasets.require_files(settings["dataset"], settings["data_dir"])
+                datasets.require_files(settings["dataset"], settings.get("data_dir"))
     except (FileNotFoundError, ValueError) as error:
         return str(error)
     return None
