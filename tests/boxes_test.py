@@ -24,7 +24,10 @@ LARGEST = {
 }
 LARGEST |= {f"{name}_BBox": LARGEST[name] for name in ops.OPS if f"{name}_BBox" in ops.BOX_OPS}
 
-_jitted = jax.jit(augment.apply_draws_with_boxes)
+
+@jax.jit
+def _jitted(images, boxes, valid, draws):
+    return augment.apply_draws(augment.ImagesWithBoxes(images, boxes, valid), draws)
 
 
 def _apply(images, boxes, valid, op, value, center, garbage=(2, 3, 30, 25)):

@@ -71,7 +71,14 @@ def _ids(*names):
     return tuple(ops.ALL_OPS.index(name) for name in names)
 
 
-_apply = functools.partial(augment.apply_draws_with_boxes, op_ids=OP_IDS)
+def _apply(images, boxes, valid, draws, op_ids=OP_IDS):
+    return augment.apply_draws(augment.ImagesWithBoxes(images, boxes, valid), draws, op_ids=op_ids)
+
+
+def _apply_differentiable(images, boxes, valid, draws, op_ids=OP_IDS):
+    return augment.apply_draws_differentiable(augment.ImagesWithBoxes(images, boxes, valid), draws, op_ids)
+
+
 _fast = quick_jit.jit(_apply)
 
 
@@ -87,7 +94,7 @@ def _everything():
 
     def loss(value, weights):
         arguments = np.float32(images) / np.float32(255), *boxes, draws._replace(value=value), OP_IDS
-        result = augment.apply_draws_with_boxes_differentiable(*arguments)
+        result = _apply_differentiable(*arguments)
         return jnp.sum(weights * result[0], axis=(1, 2, 3)).sum(), result
 
     weights = np.random.default_rng(4).normal(size=images.shape).astype(np.float32)
@@ -123,7 +130,7 @@ def test_the_gradient_is_that_of_the_ops():
 
     def batched(value):
         arguments = images, boxes, valid, draws._replace(value=value), op_ids
-        return jnp.sum(weights * augment.apply_draws_with_boxes_differentiable(*arguments)[0])
+        return jnp.sum(weights * _apply_differentiable(*arguments)[0])
 
     def one_by_one(value):
         total = 0.0
@@ -149,7 +156,7 @@ def test_the_schedule_of_accelerators_on_several_devices(monkeypatch):
     np.testing.assert_array_equal(images, fast[0])
     np.testing.assert_allclose(boxes, fast[1], atol=1e-4)
     np.testing.assert_array_equal(valid, fast[2])
-    smooth = divided(functools.partial(augment.apply_draws_with_boxes_differentiable, op_ids=OP_IDS))
+    smooth = divided(_apply_differentiable)
     jax.eval_shape(smooth, np.float32(arguments[0]), *arguments[1:])
 
 
@@ -157,7 +164,7 @@ def test_more_axes_no_slots_and_unknown_ops():
     op_ids = _ids("Identity", "Rotate_BBox", "Flip_Only_BBoxes", "BBox_Cutout")
     op = np.random.default_rng(8).choice(op_ids, (12, 2))
     batch, draws = _batch(9, 12), _draws(10, op)
-    apply = functools.partial(augment.apply_draws_with_boxes, op_ids=op_ids)
+    apply = functools.partial(_apply, op_ids=op_ids)
     jitted = quick_jit.jit(apply)
     flat = jitted(*batch, draws)
     folded = jax.tree.map(lambda leaf: leaf.reshape(3, 4, *leaf.shape[1:]), (*batch, draws))
@@ -330,16 +337,16 @@ def test_bad_boxes_are_named(change, error, text):
     images, boxes, valid = _batch(15, 2)
     draws = _draws(16, np.zeros((2, 1), int))
     with pytest.raises(error, match=text):
-        augment.apply_draws_with_boxes(*change(images, boxes, valid), draws)
+        _apply(*change(images, boxes, valid), draws)
     images = images if "images" in text else np.float32(images)
     with pytest.raises(error, match=text):
-        augment.apply_draws_with_boxes_differentiable(*change(images, boxes, valid), draws, (0,))
+        _apply_differentiable(*change(images, boxes, valid), draws, (0,))
 
 
 def test_ops_that_need_boxes_are_refused_without():
     images, _, _ = _batch(17, 2)
     draws = _draws(18, np.zeros((2, 1), int))
-    with pytest.raises(ValueError, match="got Rotate_BBox, which apply_draws_with_boxes applies"):
+    with pytest.raises(ValueError, match="got Rotate_BBox, which need ImagesWithBoxes"):
         augment.apply_draws(images, draws, op_ids=_ids("Identity", "Rotate_BBox"))
     for path, op_id in ((augment.apply_draws_differentiable, "SolarizeAdd"),):
         with pytest.raises(ValueError, match="op_ids"):
@@ -347,8 +354,6 @@ def test_ops_that_need_boxes_are_refused_without():
     with pytest.raises(ValueError, match="got 'SolarizeAdd', expected one of Identity"):
         ops.apply_op("SolarizeAdd", jnp.zeros((4, 4, 3)), 1.0, jnp.zeros(2))
     with pytest.raises(ValueError, match="op_ids"):
-        augment.apply_draws_with_boxes_differentiable(
-            np.float32(images), *_batch(17, 2)[1:], draws, _ids("Identity", "RandCrop")
-        )
+        _apply_differentiable(np.float32(images), *_batch(17, 2)[1:], draws, _ids("Identity", "RandCrop"))
     with pytest.raises(ValueError, match="scales: got"):
         augment.random_scale_with_boxes(jax.random.key(0), np.float32(images), *_batch(17, 2)[1:], (2.0, 1.0))

@@ -20,14 +20,7 @@ from .base import (
     random_lighting,
     random_scale_with_boxes,
 )
-from .draws import (
-    ImagesWithBoxes,
-    apply_draws,
-    apply_draws_differentiable,
-    apply_draws_with_boxes,
-    apply_draws_with_boxes_differentiable,
-    map_images,
-)
+from .draws import ImagesWithBoxes, apply_draws, apply_draws_differentiable, map_images
 from .sampling import NOISE_SIZE, assemble_draws, random_centers, random_signs, sample
 
 __all__ = [
@@ -39,8 +32,6 @@ __all__ = [
     "ImagesWithBoxes",
     "apply_draws",
     "apply_draws_differentiable",
-    "apply_draws_with_boxes",
-    "apply_draws_with_boxes_differentiable",
     "assemble_draws",
     "base_augment",
     "map_images",

@@ -4,9 +4,8 @@ Contract: pure functions that can be traced. `apply_draws` is the fast path of t
 uint8; `apply_draws_differentiable` gives the same pixels as float32 and carries gradients to the
 values of the draws, for searches. B images, K ops per image, applied in the order 0 .. K - 1.
 
-The two names with `_with_boxes` do the same for images with boxes, from the same draws; the first two call
-them for `ImagesWithBoxes`. After every op a box is what encloses the moved one, clipped at the image; one
-that has no area then is not valid any more.
+Both do the same for `ImagesWithBoxes`, from the same draws. After every op a box is what encloses the moved
+one, clipped at the image; one that has no area then is not valid any more.
 
 Under `jit` with images divided over devices both give the pixels of one device; inside `shard_map` or `pmap`,
 `apply_draws` moves nothing between devices.
@@ -54,56 +53,37 @@ def map_images(function: Callable, images: jax.Array | ImagesWithBoxes) -> jax.A
 def apply_draws(
     images: jax.Array | ImagesWithBoxes, draws: Draws, *, op_ids: tuple[int, ...] | None = None
 ) -> jax.Array | ImagesWithBoxes:
-    """Applies to every image its own K ops, equal to Pillow on every pixel.
+    """Applies to every image, and to its boxes, its own K ops, equal to Pillow on every pixel.
 
     Rotate90 needs square images; on others its result is undefined. The centre of a draw is read by
-    cutouts and crops only.
+    cutouts and crops only; ops inside boxes draw from its bits (`ops.boxes`).
 
     Args:
       images: uint8 [B, H, W, 3], perhaps with boxes; grey images as three equal channels. H * W <= 2**22,
         H + W < 2**14.
       draws: op int [B, K], value float [B, K], center float [B, K, 2].
-      op_ids: static; the op ids that draws may hold, None for all that need no boxes; an op that is not
-        among them may do nothing. On an accelerator every image pays for all of them: pass
+      op_ids: static; the op ids that draws may hold, None for all, without boxes for all that need none; an
+        op that is not among them may do nothing. On an accelerator every image pays for all of them: pass
         `ops.op_ids(space)`.
     Returns:
       Of the same kind.
     Raises:
-      TypeError: images are not uint8, or a draw has the wrong kind of number.
+      TypeError: images are not uint8, or boxes or a draw have the wrong kind of number.
       ValueError: shapes do not fit, or, without boxes, an op of `ops.BOX_OPS` is among op_ids.
     """
     if isinstance(images, ImagesWithBoxes):
-        return ImagesWithBoxes(*apply_draws_with_boxes(*images, draws, op_ids=op_ids))
+        return _apply_with_boxes(images, draws, op_ids)
     draws = _checked(images, draws)
     op_ids = tuple(range(len(ops.ALL_OPS) - len(ops.BOX_OPS))) if op_ids is None else tuple(op_ids)
     need_boxes = [ops.ALL_OPS[op] for op in op_ids if ops.ALL_OPS[op] in ops.BOX_OPS]
     if need_boxes:
-        raise ValueError(f"op_ids: got {', '.join(need_boxes)}, which apply_draws_with_boxes applies")
+        raise ValueError(f"op_ids: got {', '.join(need_boxes)}, which need ImagesWithBoxes")
     return fast_path.apply(images, *draws, op_ids)
 
 
-def apply_draws_with_boxes(
-    images: jax.Array,
-    boxes: jax.Array,
-    valid: jax.Array,
-    draws: Draws,
-    *,
-    op_ids: tuple[int, ...] | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Applies to every image and its boxes its own K ops: the pixels of `ops.apply_op_with_boxes`.
-
-    Args:
-      images: uint8 [B, H, W, 3], as in `apply_draws`.
-      boxes: float32 [B, N, 4].
-      valid: bool [B, N].
-      draws: as in `apply_draws`; ops inside boxes draw from the bits of the centre (`ops.boxes`).
-      op_ids: static, as in `apply_draws`, None for all; an op that is not among them does nothing.
-    Returns:
-      Images, boxes and valid of the same shapes and dtypes.
-    Raises:
-      TypeError: an array has the wrong kind of number.
-      ValueError: shapes do not fit.
-    """
+def _apply_with_boxes(batch, draws, op_ids):
+    """The pixels and boxes of `ops.apply_op_with_boxes`; an op that is not among op_ids does nothing."""
+    images, boxes, valid = batch
     draws = _checked(images, draws)
     _check_boxes(boxes, valid, images.shape[0])
     op_ids = tuple(sorted({0, *(range(len(ops.ALL_OPS)) if op_ids is None else op_ids)}))
@@ -134,7 +114,7 @@ def apply_draws_with_boxes(
 
     in_order = draws._replace(op=jnp.asarray(_branch_of_op(op_ids))[draws.op])
     in_order = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), in_order)
-    return jax.lax.scan(slot, (images, boxes, valid), in_order)[0]
+    return ImagesWithBoxes(*jax.lax.scan(slot, (images, boxes, valid), in_order)[0])
 
 
 def _complete(name, image, boxes, valid, value, center):
@@ -149,56 +129,39 @@ def _complete(name, image, boxes, valid, value, center):
 def apply_draws_differentiable(
     images: jax.Array | ImagesWithBoxes, draws: Draws, op_ids: tuple[int, ...]
 ) -> jax.Array | ImagesWithBoxes:
-    """Applies to every image its own K ops; same pixels as `apply_draws`, with gradients to the values.
+    """Applies to every image, and to its boxes, its own K ops, with gradients to the values.
 
     The derivative of every image with respect to each of its K values is computed forwards, with the
     image, and enters as x + sum_k (dx/dvalue_k) (value_k - stop_gradient(value_k)): no residuals of ops
     are stored, and the rest of a search needs no derivative of ops in reverse.
 
     Args:
-      images: float32 [B, H, W, 3] in [0, 1], holding k/255; constants.
+      images: float32 [B, H, W, 3] in [0, 1], holding k/255, perhaps with boxes; constants.
       draws: op int [B, K], value float [B, K], center float [B, K, 2]. Ops are traced, so a draw whose
         op is not in `op_ids` cannot be refused: it does nothing.
       op_ids: static; the op ids that draws may hold, 0 (Identity) among them, random ops not. On an
         accelerator every image pays for every one of them, so pass the ops of the search space only.
     Returns:
-      float32 [B, H, W, 3].
-    Gradient: to draws.value, through the surrogates that the ops declare; none to images, op and center.
+      Of the same kind.
+    Gradient: of images to draws.value, through the surrogates that the ops declare; of boxes none, and none
+      to images, op and center.
     Raises:
-      TypeError: images are not float32, or a draw has the wrong kind of number.
+      TypeError: images are not float32, or boxes or a draw have the wrong kind of number.
       ValueError: shapes do not fit; op_ids without 0, repeated or outside the op table.
     """
     if isinstance(images, ImagesWithBoxes):
-        return ImagesWithBoxes(*apply_draws_with_boxes_differentiable(*images, draws, op_ids))
+        _check_boxes(images.boxes, images.valid, images.shape[0])
+
+        def apply_op(name, state, value, center):
+            return ops.apply_op_with_boxes(name, *state, value, center)
+
+        known = (*ops.OPS, *ops.BOX_OPS)
+        return ImagesWithBoxes(*_apply_differentiable(apply_op, known, images, draws, op_ids))
 
     def apply_op(name, state, value, center):
         return (ops.apply_op(name, *state, value, center),)
 
     return _apply_differentiable(apply_op, ops.OPS, (images,), draws, op_ids)[0]
-
-
-def apply_draws_with_boxes_differentiable(
-    images: jax.Array, boxes: jax.Array, valid: jax.Array, draws: Draws, op_ids: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Applies to every image and its boxes its own K ops, with gradients of the images to the values.
-
-    Args:
-      images: float32 [B, H, W, 3] in [0, 1], holding k/255; constants.
-      boxes: float32 [B, N, 4]; constants.
-      valid: bool [B, N].
-      draws, op_ids: as in `apply_draws_differentiable`.
-    Returns:
-      Images, boxes and valid of the same shapes and dtypes; boxes as of `apply_draws_with_boxes`.
-    Gradient: as of `apply_draws_differentiable`; boxes have none.
-    Raises: as both of these.
-    """
-    _check_boxes(boxes, valid, images.shape[0])
-
-    def apply_op(name, state, value, center):
-        return ops.apply_op_with_boxes(name, *state, value, center)
-
-    known = (*ops.OPS, *ops.BOX_OPS)
-    return _apply_differentiable(apply_op, known, (images, boxes, valid), draws, op_ids)
 
 
 def _apply_differentiable(apply_op, known, state, draws, op_ids):
@@ -229,7 +192,7 @@ def _apply_differentiable(apply_op, known, state, draws, op_ids):
         )(jnp.eye(value.shape[0], dtype=value.dtype))
 
     value = jax.lax.stop_gradient(draws.value)
-    per_image = (state, jnp.asarray(_branch_of_op(op_ids))[draws.op], value, draws.center)
+    per_image = (tuple(state), jnp.asarray(_branch_of_op(op_ids))[draws.op], value, draws.center)
     augmented, slopes, others = jax.lax.stop_gradient(_each_image(augment_one, augment_one, per_image))
     return augmented + jnp.einsum("bk...,bk->b...", slopes, draws.value - value), *others
 
