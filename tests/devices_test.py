@@ -199,10 +199,16 @@ def test_a_training_on_two_processes_is_that_of_one_and_is_resumed_by_two_and_by
 def test_a_search_on_two_processes_is_that_of_one(files, one_device):
     binary, flags = settings(files, "dada")
     path = files / "dada_two"
-    assert_success(run_two_processes(binary, flags, path, "--measure_cost"))
+    assert_success(run_two_processes(binary, flags, path))
     assert (path / "figures" / "policy.png").exists()
-    assert run_folder.read_summary(path)["plain_step_ratio"] > 0
     assert_same_run(path, one_device("dada")[0])
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_cost_of_a_search(files):
+    path = files / "measured_two"
+    assert_success(run_two_processes(*settings(files, "dada"), path, "--measure_cost"))
+    assert run_folder.read_summary(path)["plain_step_ratio"] > 0
 
 
 def test_all_processes_end_on_bad_input(files):

@@ -1,11 +1,14 @@
-"""Crops of ImageNet: boxes and sizes by the formulas of torchvision, pixels by those of Pillow, to the bit.
+"""Crops of ImageNet: those of torchvision, to the bit.
 
-torchvision itself was not at hand: the boxes are worked out from its formulas, in fractions and decimals that
-do not round as the code under test does.
+torchvision_crops.json holds what torchvision itself made of noise. Besides, boxes are worked out from its
+formulas, in fractions and decimals that do not round as the code under test does, and pixels from Pillow's.
 """
 
 import decimal
+import hashlib
+import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 
 from experiments.data import host_crops
 
+TORCHVISION = json.loads((pathlib.Path(__file__).parent / "torchvision_crops.json").read_text())["cases"]
 NOISE = np.random.default_rng(0).integers(0, 256, (120, 140, 3)).astype(np.uint8)
 
 
@@ -20,6 +24,23 @@ def uniform(*attempts, down=0.0, right=0.0):
     """Numbers of these attempts, (area, ratio) each, then of some that fit nowhere."""
     pairs = [*attempts, *[(1 - 1e-9, 1 - 1e-9)] * (10 - len(attempts)), (down, right)]
     return np.array(pairs).reshape(-1)
+
+
+def digest(image):
+    return hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("case", TORCHVISION, ids=lambda case: f"{case['width']}x{case['height']}")
+def test_crops_are_those_of_torchvision(case):
+    width, height, size = case["width"], case["height"], case["size"]
+    pixels = np.random.default_rng([case["seed"], 0]).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    numbers = np.random.default_rng([case["seed"], 1]).random(host_crops.NUM_UNIFORM)
+    if not case["fits"]:
+        numbers = uniform(down=numbers[20], right=numbers[21])
+    image, least = Image.fromarray(pixels), case["least_area"]
+    assert host_crops.random_resized_box(numbers, width, height, least) == tuple(case["box"])
+    assert digest(host_crops.random_resized_crop(image, numbers, size, least)) == case["random"]
+    assert digest(host_crops.center_crop(image, size * 8 // 7, size)) == case["center"]
 
 
 # Numbers, size of the image, (left, top, width, height).
