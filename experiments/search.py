@@ -20,6 +20,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 
 from dada import ops, policies
@@ -152,16 +153,17 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
       ValueError: settings that do not go together, or not with the data set.
     """
     method = METHODS[settings["method"]].METHODS[settings["preset"]]
-    if dataset.is_streamed and (settings["method"] == "deepaa" or settings["measure_cost"]):
-        got = "--method=deepaa" if settings["method"] == "deepaa" else "--measure_cost"
-        raise ValueError(f"{got}: expected --input=device, images that are held")
-    if settings["judge"] and settings["crop"] != "center":
+    if dataset.is_streamed and settings["measure_cost"]:
+        raise ValueError("--measure_cost: expected --input=device, images that are held")
+    if settings["judge"] and settings.get("crop", "center") != "center":
         expected = "expected center, as it trains without crops, too"
         raise ValueError(f"--judge: got --crop={settings['crop']}, {expected}")
     options = (tuple(settings[name]) for name in ("extra_ops", "exclude_ops"))
     space = ops.search_space(settings["search_space"], *options)
     train, valid = method.split(dataset, settings)
     train = datasets.stratified_part(train, settings["num_train"], "num_train")
+    if not method.streams:
+        train = train._replace(images=np.asarray(train.images))
     valid = datasets.stratified_part(valid, settings["num_valid"], "num_valid")
     mesh = devices.mesh(settings["num_devices"])
     judged = judge.plan(settings, mesh, train, valid) if settings["judge"] else None

@@ -175,6 +175,22 @@ def test_a_search_on_streamed_images_is_that_on_images_on_the_device(files, name
         assert (streamed / "figures" / "sample_images.png").stat().st_size > 10_000
 
 
+def test_deepaa_decodes_the_images_of_its_search_and_no_others(files):
+    flags = {name: SEARCH[name] for name in ("model", "image_size", "num_train")}
+    flags |= {"method": "deepaa", "valid_batch_size": 1, "batch_size": 2, "proxy_images": 2}
+
+    def task(where):
+        settings = search.resolve(small_runs.command({**flags, "dataset": files / "set"}, input=where))
+        return search.task_of(settings, run_flags.load_dataset(settings))
+
+    held, decoded = task("device"), task("host")
+    assert decoded.dataset.is_streamed and not held.dataset.is_streamed
+    assert len(decoded.data.train.labels) == 12
+    jax.tree.map(np.testing.assert_array_equal, decoded.data, held.data)
+    assert isinstance(decoded.plan.proxy.images.images, host_images.Images)
+    np.testing.assert_array_equal(decoded.plan.proxy.images.images, held.plan.proxy.images.images)
+
+
 def images(files, **changes):
     source = sources.open_parts(files / "set")["train"]
     return host_images.Images(source, host_images.Preparation(8, crop="random_resized", **changes))
@@ -290,10 +306,7 @@ def test_smoke_takes_two_steps_of_random_crops(files, capsys):
     ("changes", "message"),
     [
         ({"input": "host", "measure_cost": True}, "--measure_cost: expected --input=device"),
-        (
-            {"input": "host", "method": "deepaa", "valid_batch_size": 1},
-            "--method=deepaa: expected --input=device",
-        ),
+        ({"method": "deepaa", "crop": "random_resized"}, "--crop=random_resized has no effect with --method"),
         ({"judge": True, "crop": "random_resized"}, "--judge: got --crop=random_resized, expected center"),
     ],
 )

@@ -43,7 +43,10 @@ def define(values: flags.FlagValues) -> None:
 
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
-    return {"proxy": "--pretrained"} if settings["pretrained"] else {}
+    return {
+        **({"proxy": "--pretrained"} if settings["pretrained"] else {}),
+        **dict.fromkeys(("crop", "crop_area", "decode_threads"), "--method=deepaa"),
+    }
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
@@ -140,6 +143,7 @@ def _planted_levels(config: deepaa.Config, row: int) -> tuple[float, ...]:
 CORRECTED = Method(
     library=deepaa,
     divided=("num_points", "batch_size"),
+    streams=False,
     watched=("cosine",),
     maps_seeds=False,
     policy_position="first",

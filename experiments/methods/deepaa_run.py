@@ -136,7 +136,8 @@ def _train_proxy(task, seed, folder):
         **proxy.settings,
     )
     if not proxy_folder.is_finished:
-        data = train_run.Data(*proxy.images, task.dataset.test_images, task.dataset.test_labels)
+        images, labels = proxy.images
+        data = train_run.Data(np.asarray(images), labels, task.dataset.test_images, task.dataset.test_labels)
         sizes = {"batch_size": proxy.batch_size, "eval_batch_size": _TEST_BATCH}
         data = devices.replicate(jax.tree.map(jnp.asarray, data), task.mesh)
         model = (network, network_config)

@@ -84,6 +84,7 @@ class Method(NamedTuple):
     learning_rate: Callable[[Any, jax.Array], jax.Array] | None = None
     # What flags of this method only name, by content (`contents`). (task) -> contents
     contents: Callable[[Task], dict[str, str | None]] = lambda task: {}
+    streams: bool = True  # whether training images can stay on the host; else those of the search are decoded
 
 
 def config_fields(

@@ -135,7 +135,7 @@ def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
         dataset = datasets.load(settings["dataset"], **given, valid_dataset=settings.get("valid_dataset"))
         if reduced := settings.get("reduced_imagenet"):
             dataset = reduced_imagenet.reduce(reduced, dataset)
-        if settings["decode_threads"] and not dataset.is_streamed:
+        if settings.get("decode_threads") and not dataset.is_streamed:
             got = f"--decode_threads={settings['decode_threads']}"
             raise ValueError(f"{got} has no effect with --input=device")
     if settings["pretrained"]:
