@@ -253,7 +253,7 @@ def _pair_map(figure, names, weights, order):
     # On the diagonal, next to the cells; the triangle below is free for the scale and a list.
     for line, name in enumerate(names[:-1]):
         axes.text(line + 0.4, line, name, ha="right", va="center", fontsize=8)
-    scale = figure.colorbar(image, cax=axes.inset_axes((0.0, 0.4, 0.3, 0.03)), orientation="horizontal")
+    scale = figure.colorbar(image, cax=axes.inset_axes((0.0, 0.45, 0.3, 0.03)), orientation="horizontal")
     pairs = num_ops * (num_ops - 1) // 2
     scale.set_label(f"probability of the pair (start: 1/{pairs} = {1 / pairs:.4f})")
     scale.outline.set_visible(False)

@@ -60,10 +60,10 @@ def _column_lines(definition, cells):
 def _explanation(definition):
     lines = [
         f"{definition.metric_title} after the last epoch, mean ± standard deviation over n seeds.",
-        "*Best epoch* is chosen by the test itself, as in many papers, and is optimistic. *p against random*:",
-        "Welch's two-sided test against the runs of all random policies together (for a random policy: of the",
-        "other ones). Hours are of one seed, without compiling; those of runs that shared a device are divided",
-        "by their number.",
+        "*Best epoch* is chosen by the test itself, as in many papers, and is optimistic. *p against",
+        "random*: Welch's two-sided test against the runs of all random policies together (for a random",
+        "policy: of the other ones). Hours are of one seed, without compiling; those of runs that shared a",
+        "device are divided by their number.",
     ]
     if definition.results:
         lines.append(f"The difference from the paper is that of the {definition.results.epoch} epoch.")
