@@ -7,8 +7,8 @@ with the project; the others come from files of the user (`dataset_files.py`, `i
 `cifar_files.py`), which are downloaded only on request (`dataset_download.py`).
 
 Statistics: CIFAR-10, CIFAR-100 and SVHN use the CIFAR-10 values of the papers (their standard deviation is
-the well-known mean of the deviations of single images); folders use those of ImageNet, held or streamed, and
-every other set those of all training pixels.
+the well-known mean of the deviations of single images), "embedded" those of its training pixels; sets of a
+user's own those of ImageNet, in a file or a folder, held or streamed.
 """
 
 import collections
@@ -154,7 +154,7 @@ def load(
         classes = classes or range(arrays.train_labels.max() + 1)
         if len(classes) < 2:
             raise ValueError(f"{name}: got one class, expected two or more")
-        mean, std = imagenet_statistics() if is_folder else pixel_statistics(arrays.train_images)
+        mean, std = pixel_statistics(arrays.train_images) if base == "embedded" else imagenet_statistics()
     classes = tuple(map(str, classes))
     train = arrays.train_images, arrays.train_labels.astype(np.int32)
     test = arrays.test_images, arrays.test_labels.astype(np.int32)
