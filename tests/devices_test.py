@@ -29,7 +29,7 @@ from experiments.runs import compiled_loop, devices, run_folder, train_run
 SMALL = {"model": "wrn_10_1", "batch_size": 16, "crop_padding": 1, "cutout_length": 2}
 TRAIN = {**SMALL, "policy": "dada_cifar10", "epochs": 2, "eval_batch_size": 5, "learning_rate": 0.01}
 SEARCH = {**SMALL, "epochs": 2, "max_steps": 2, "search_space": "strength"}
-DADA = {**SEARCH, "batch_size": 64}
+DADA = {**SEARCH, "batch_size": 64, "top_k": 105}  # all pairs: which are first, rounding decides
 DDAS = {**SEARCH, "method": "ddas", "valid_batch_size": 16, "num_policies": 2, "magnitudes": ["0.5", "1"]}
 DEEPAA = {
     **SMALL,
@@ -111,10 +111,19 @@ def assert_same_run(path, expected):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), weights(path), weights(expected))
         assert float(round(13 * lines[-1]["test_accuracy"], 6)).is_integer()  # thirteen test images
     else:
-        files = (folder / "policy.json" for folder in (path, expected))
-        found, other = (policies.to_json(policies.load(file)) for file in files)
+        found, other = (_policy(folder / "policy.json") for folder in (path, expected))
         assert _names(found) == _names(other)
         np.testing.assert_allclose(_numbers(found), _numbers(other), **CLOSE)
+
+
+def _policy(file):
+    """The text of a policy file, its sub-policies by name."""
+    policy = json.loads(policies.to_json(policies.load(file)))
+    if policy["kind"] == "sub_policies":
+        pairs = zip(policy["sub_policies"], policy["weights"])
+        ordered = sorted(pairs, key=lambda pair: [op for op, *_ in pair[0]])
+        policy["sub_policies"], policy["weights"] = zip(*ordered)
+    return json.dumps(policy)
 
 
 def _names(text):
