@@ -92,6 +92,8 @@ def of_batch(
       axis_name: mapped axis over which the batch is divided.
     Returns:
       ([B] losses, (new running statistics, means over images of what `per_image` says of them)).
+    Gradient: as of `per_image`, through the network in training mode.
+    Raises: as `per_image`.
     """
     outputs, new_stats = apply(params, batch_stats, images.images, True, key, axis_name=axis_name)
     of_network = anchors(images.images.shape[1:3])

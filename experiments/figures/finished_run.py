@@ -51,7 +51,8 @@ def draw_training(run_path: str | os.PathLike) -> list[pathlib.Path]:
     if "recipe" not in summary or not lines:
         raise ValueError(f"{run_path}: no recipe or no epochs, expected the folder of a training")
     metrics = {name: np.array([line[name] for line in lines], np.float64) for name in lines[0]}
-    title = "{policy}, {model}, {dataset}".format(**summary["recipe"])
+    # Of a path its last name: a title has one line.
+    title = ", ".join(pathlib.Path(summary["recipe"][name]).name for name in ("policy", "model", "dataset"))
     with figure_style.style():
         figure = chart_figures.training_curves(title, metrics, summary["best"]["epoch"] - 1)
         path = run_folder.RunFolder(run_path).figures_path / "curves.png"

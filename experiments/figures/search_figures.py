@@ -202,7 +202,7 @@ def _ops(run, dataset):
         for index, op in enumerate(rows)
     ]
     if any(op.random_sign for op in rows):
-        title += " (±: mirrored at random, + is shown)"
+        title += " (±: + is shown)"
     return image_figures.ops_sheet(title, image, heads, sheet)
 
 
