@@ -49,7 +49,9 @@ def test_a_step_of_dada_shares_its_passes():
     step = functools.partial(dada.step, settings)
     arguments = spread(start(settings), settings), batch(0), batch(1)
     program = compiled_parts.compiled(step, *arguments)
-    assert len(program._programs) == 3
+    # Passes of both batches, which have one size, share a program; one before, between and after them.
+    assert len(program._programs) == 4
+    assert sum("convolution(" in one.as_text() for one in program._programs) == 1
     state, metrics = program(*arguments)
     expected, expected_metrics = jax.jit(step)(*arguments)
     chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-4, atol=1e-6)

@@ -9,11 +9,19 @@ import pytest
 import quick_jit
 from jax.test_util import check_grads
 
+from dada import augment, models
 from dada.models import layers
+from experiments.data import datasets
 
 
 def _random(seed, shape, dtype=np.float32):
     return np.random.RandomState(seed).standard_normal(shape).astype(dtype)
+
+
+@pytest.fixture(params=[False, True], ids=["two_passes", "one_pass"])
+def both_forms(request, monkeypatch):
+    """Batch norm as on a CPU, and as on an accelerator."""
+    monkeypatch.setattr(layers, "_saves_reads", lambda: request.param)
 
 
 def _norm(channels, seed=0, dtype=np.float32):
@@ -176,6 +184,7 @@ def test_image_uniform_gives_an_image_its_numbers_on_any_device():
     assert len(np.unique(many)) > 0.99 * many.size
 
 
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize(("momentum", "mean", "variance"), [(0.9, 2.7, 4.3), (0.1, 0.3, 41 / 30)])
 def test_batch_norm_numbers_by_hand(momentum, mean, variance):
     # Mean 3; squared deviations 4 + 1 + 0 + 9 = 14: biased variance 3.5, unbiased 14 / 3.
@@ -189,6 +198,7 @@ def test_batch_norm_numbers_by_hand(momentum, mean, variance):
     np.testing.assert_allclose(new_stats["variance"], [variance], rtol=1e-6)
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_batch_norm_training_and_evaluation_formulas():
     params, stats = _norm(5)
     inputs = 3.0 + 2.0 * _random(7, (4, 3, 2, 5))
@@ -208,14 +218,64 @@ def test_batch_norm_training_and_evaluation_formulas():
     assert same_stats is stats
 
 
-def test_batch_norm_variance_survives_a_large_mean():
-    inputs = 1000.0 + _random(0, (4096, 1))
+@pytest.mark.usefixtures("both_forms")
+@pytest.mark.parametrize(
+    ("mean", "deviation"), [(1e3, 1.0), (1e4, 1.0), (-1e4, 0.03), (1e-4, 1e-5), (0.0, 1e4)]
+)
+@pytest.mark.parametrize("outlier", [0.0, 10.0])
+def test_batch_norm_survives_a_large_mean_and_an_outlier(mean, deviation, outlier):
+    noise = _random(0, (16, 16, 16, 1))
+    noise[8, 8, 8] = outlier  # in the middle, of which the form in one pass makes use
+    inputs = (mean + deviation * noise).astype(np.float32)
     params, stats = layers.init_batch_norm(1)
-    _, new_stats = layers.batch_norm(params, stats, inputs, True, momentum=1.0)
-    expected = np.var(inputs.astype(np.float64), ddof=1)
-    np.testing.assert_allclose(new_stats["variance"], [expected], rtol=1e-4)
+    outputs, new_stats = layers.batch_norm(params, stats, inputs, True, momentum=1.0)
+    exact = inputs.astype(np.float64)
+    np.testing.assert_allclose(new_stats["mean"], [exact.mean()], rtol=1e-6, atol=1e-5 * deviation)
+    np.testing.assert_allclose(new_stats["variance"], [exact.var(ddof=1)], rtol=1e-4)
+    # To half a unit in the last place of the mean, which two passes subtract.
+    expected = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)
+    rounding = 2.0**-24 * abs(mean) / np.sqrt(exact.var() + 1e-5)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5 + 2 * rounding)
 
 
+@pytest.mark.usefixtures("both_forms")
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e4, 3e30])
+def test_batch_norm_of_equal_values_gives_the_bias_and_finite_gradients(value):
+    params, stats = _norm(3)
+    inputs = jnp.full((2, 3, 3, 3), value, jnp.float32)
+
+    def outputs(params, inputs):
+        return layers.batch_norm(params, stats, inputs, True, momentum=0.9)[0]
+
+    expected = np.broadcast_to(params["bias"], inputs.shape)
+    np.testing.assert_allclose(outputs(params, inputs), expected, rtol=1e-5)
+    gradients = jax.grad(lambda *of: jnp.sum(jnp.sin(outputs(*of))), argnums=(0, 1))(params, inputs)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+
+
+def test_both_forms_of_batch_norm_agree_on_the_activations_of_a_network(monkeypatch):
+    images = augment.normalize(datasets.load("embedded").train_images[:32], *(3 * (0.5,),) * 2)
+    network, config = models.by_name("wrn_10_1", 10, 32)
+    seen = []
+
+    def recorded(params, stats, inputs, *args, **kwargs):
+        seen.append(inputs)
+        return batch_norm(params, stats, inputs, *args, **kwargs)
+
+    batch_norm = layers.batch_norm
+    monkeypatch.setattr(layers, "batch_norm", recorded)
+    network.apply(*network.init(jax.random.key(0), config), images, True)
+    assert len(seen) == 7
+    for inputs in seen:
+        centered, mean, variance = layers._moments(inputs, None)
+        one_pass = layers._moments_in_one_pass(inputs, None)
+        scale = np.sqrt(variance)
+        np.testing.assert_allclose(one_pass[0] / scale, centered / scale, atol=1e-5)
+        np.testing.assert_allclose(one_pass[1] / scale, mean / scale, atol=1e-5)
+        np.testing.assert_allclose(one_pass[2], variance, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("is_training", [True, False])
 def test_batch_norm_of_bfloat16_has_the_statistics_of_float32(is_training):
     # Eight bits hold neither the mean of these numbers nor a difference from it.
@@ -235,6 +295,7 @@ def test_batch_norm_of_bfloat16_has_the_statistics_of_float32(is_training):
     np.testing.assert_allclose(np.asarray(outputs, np.float64), expected, rtol=2**-8, atol=1e-4)
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_no_gradient_through_stored_statistics():
     params, stats = _norm(3)
     inputs = _random(1, (6, 2, 2, 3))
@@ -255,6 +316,7 @@ def test_no_gradient_through_stored_statistics():
     assert abs(quick_jit.jit(jax.grad(output))(0.0)) < 1e-4
 
 
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("mapping", ["pmap", "shard_map", "shard_map_unchecked", "vmap"])
 def test_batch_norm_of_eight_devices_equals_one(mapping):
     params, stats = _norm(3)
@@ -286,6 +348,7 @@ def test_batch_norm_of_eight_devices_equals_one(mapping):
         np.testing.assert_allclose(actual_stats[name], expected_stats[name], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("is_training", [True, False])
 def test_derivatives_of_first_and_second_order_in_every_mode(is_training):
     with jax.enable_x64(True):

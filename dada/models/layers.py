@@ -197,27 +197,54 @@ def batch_norm(
         outputs = _normalize(params, wide - stats["mean"], stats["variance"])
         return outputs.astype(inputs.dtype), stats
 
-    axes = tuple(range(inputs.ndim - 1))
     count = math.prod(inputs.shape[:-1])
-    mean = jnp.mean(wide, axes)
     if axis_name is not None:
-        mean = jax.lax.pmean(mean, axis_name)
         count *= jax.lax.psum(1, axis_name)
     if count < 2:
         raise ValueError(
             f"batch_norm: training needs two values per channel or more, got inputs {inputs.shape}"
         )
-    # Deviations from the mean of ALL devices: their mean square is the variance without the
-    # cancellation of E[x^2] - E[x]^2.
-    centered = wide - mean
-    variance = jnp.mean(jnp.square(centered), axes)
-    if axis_name is not None:
-        variance = jax.lax.pmean(variance, axis_name)
+    moments = _moments_in_one_pass if _saves_reads() else _moments
+    centered, mean, variance = moments(wide, axis_name)
     batch = {"mean": mean, "variance": variance * (count / (count - 1))}
     new_stats = jax.tree.map(
         lambda old, new: (1.0 - momentum) * old + momentum * jax.lax.stop_gradient(new), stats, batch
     )
     return _normalize(params, centered, variance).astype(inputs.dtype), new_stats
+
+
+def _saves_reads():
+    """Whether a read of the activations is what a norm costs: not on CPU, where XLA fuses no two sums."""
+    return jax.default_backend() != "cpu"
+
+
+def _mean(inputs, axis_name):
+    """Mean over all axes but the last, of all devices together."""
+    mean = jnp.mean(inputs, tuple(range(inputs.ndim - 1)))
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+def _moments(inputs, axis_name):
+    """Deviations from the mean, the mean, and their mean square, the biased variance."""
+    mean = _mean(inputs, axis_name)
+    centered = inputs - mean
+    return centered, mean, _mean(jnp.square(centered), axis_name)
+
+
+def _moments_in_one_pass(inputs, axis_name):
+    """As `_moments`; both sums need no more than the inputs, so that one read of them is enough.
+
+      variance = E[d^2] - E[d]^2,   d = x - shift
+
+    With a shift of 0, and the running mean is 0 at first, the difference cancels where the mean is large. The
+    shift is a value of the batch, from its middle, where no padding is.
+    """
+    shift = jax.lax.stop_gradient(inputs[tuple(size // 2 for size in inputs.shape[:-1])])
+    shift = shift if axis_name is None else jax.lax.pmean(shift, axis_name)
+    shifted = inputs - shift
+    mean = _mean(shifted, axis_name)
+    variance = jnp.maximum(_mean(jnp.square(shifted), axis_name) - jnp.square(mean), 0.0)
+    return shifted - mean, shift + mean, variance
 
 
 def group_norm(params: Params, inputs: jax.Array) -> jax.Array:

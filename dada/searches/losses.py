@@ -44,9 +44,7 @@ def clean_losses(
       batch: this device's part.
       axis_name: mapped axis over which the batch is divided.
     """
-    images = augment.map_images(
-        lambda images: augment.normalize(images, config.mean, config.std), batch.images
-    )
+    images = clean_images(config, batch.images)
     of_batch = training_losses(config, batch_stats, batch.labels, axis_name)
 
     def losses(params):
@@ -54,6 +52,11 @@ def clean_losses(
         return values, scalars
 
     return losses
+
+
+def clean_images(config: Any, images: Any) -> Any:
+    """Network input, float32 [B, H, W, 3], perhaps with boxes, of uint8 images that no policy has touched."""
+    return augment.map_images(lambda images: augment.normalize(images, config.mean, config.std), images)
 
 
 def inner_step(config: Any, train: sgd.TrainState, learning_rate: jax.Array, **more) -> Callable:

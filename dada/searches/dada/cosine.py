@@ -34,7 +34,7 @@ from ...augment.image_keys import ImageKeys, image_keys
 from ...gradients import bilevel, estimators
 from ...training import sgd
 from ...training.sgd import Batch
-from ..losses import clean_losses, inner_step, metrics, training_losses
+from ..losses import clean_images, inner_step, metrics, training_losses
 from . import config as dada_config
 from . import input as search_input
 from . import space as policy_space
@@ -130,38 +130,40 @@ def gradients(
     drawn = sample(key, config, policy, train_batch.images.shape[0], axis_name)
     inputs = network_inputs(config, policy, drawn, train_batch.images)
 
+    # A gradient as one vector, the loss, (the next running statistics, scalars).
     @jax.jit
-    def one_pass(train, labels, images, network_key):
-        losses = training_losses(config, train.batch_stats, labels, axis_name)
+    def one_pass(params, stats, labels, images, network_key):
+        losses = training_losses(config, stats, labels, axis_name)
         gradient, *numbers = bilevel.loss_gradient(
-            lambda params: losses(params, images, network_key), train.params, axis_name
+            lambda params: losses(params, images, network_key), params, axis_name
         )
         return ravel_pytree(gradient)[0], *numbers
 
-    # g_d, each as one vector; not under vmap, where gradients of weights are several times slower. A loop is
-    # compiled once, but XLA:CPU is slow in it: there a program can find the equal calls of a jitted function.
-    def passes_of(images):
-        return one_pass(train, train_batch.labels, images, drawn.network_key)
+    # g_d; not under vmap, where gradients of weights are several times slower. A loop is compiled once, but
+    # XLA:CPU is slow in it: there a program can find the calls of a jitted function.
+    def pass_of(images):
+        return one_pass(train.params, train.batch_stats, train_batch.labels, images, drawn.network_key)
 
     if jax.default_backend() == "cpu":
         draws = (jax.tree.map(lambda leaf: leaf[d], inputs) for d in range(config.num_draws))  # noqa: B023
-        passes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(passes_of, draws))
+        passes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(pass_of, draws))
     else:
-        passes = jax.lax.map(passes_of, inputs)
+        passes = jax.lax.map(pass_of, inputs)
     mean, train_loss, (stats, scalars) = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), passes)
     mixture, unflatten = ravel_pytree(state.mixture)
     params, momentum = inner_step(config, train, rate)(unflatten(mean))  # theta'
 
     # v, at images that no policy has touched.
-    valid_gradient, *valid = bilevel.loss_gradient(
-        clean_losses(drawn.network_key, config, stats, valid_batch, axis_name), params, axis_name
+    valid_gradient, valid_loss, (_, valid_scalars) = one_pass(
+        params, stats, valid_batch.labels, clean_images(config, valid_batch.images), drawn.network_key
     )
 
-    direction = bilevel.orthogonal_part(ravel_pytree(valid_gradient)[0], mixture)  # w
+    direction = bilevel.orthogonal_part(valid_gradient, mixture)  # w
     costs = -jax.vmap(bilevel.cosine, (None, 0))(direction, passes[0])
     policy_gradient = estimators.reinforce(
         log_probability, policy, (drawn.draws, drawn.levels), estimators.leave_one_out(costs)
     )
+    valid = (valid_loss, valid_scalars)
     numbers = metrics((train_loss, scalars), valid, axis_name, learning_rate=rate)
     train = sgd.TrainState(train.step + 1, params, stats, momentum)
     mixture = MIXTURE_DECAY * mixture + (1.0 - MIXTURE_DECAY) * mean
