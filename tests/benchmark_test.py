@@ -209,6 +209,21 @@ def test_cost_of_ddas(monkeypatch):
     assert counted["batch_ratio_to_operation_count"] == 0.5
 
 
+def test_what_compiling_in_parts_saves_is_measured_where_there_are_parts():
+    one_pass = jax.jit(lambda images, kernel: jnp.sin(jax.lax.conv(images, kernel, (1, 1), "SAME")))
+
+    def step(images, kernel):
+        return one_pass(one_pass(images, kernel), kernel)
+
+    arguments = jnp.ones((1, 3, 4, 4)), jnp.ones((3, 3, 3, 3))
+    parts, seconds = benchmark_timing.compiled_steps(step, *arguments)
+    found = benchmark_timing.parts_and_whole(step, parts, seconds, *arguments)
+    assert 0 < found["parts_instructions"] < found["whole_instructions"]
+    assert found["parts_over_whole_compile"] > 0
+    whole, seconds = benchmark_timing.compiled_steps(lambda *one: one_pass(*one), *arguments)
+    assert benchmark_timing.parts_and_whole(step, whole, seconds, *arguments) == {}
+
+
 def test_kinds_of_steps():
     network = types.SimpleNamespace(apply=linear)
     dada, ddas = benchmark_steps._dada_configs(network), benchmark_steps._ddas_configs(network)
@@ -232,7 +247,7 @@ def test_text_of_an_accelerator():
         "| WRN-10-1 | 32 + 32 | 4.50 | 6.12 | 4.25 |",
         "| WRN-10-1 | 8 + 64 | 13.20 | 12.60 | 12.00 | 14.67 | 1.10 | 1.05 |",
         "| WRN-28-10 | – | not run | – | – |",
-        "| WRN-10-1 | 123 | device | 0.10 | 20.0 | 2.0 | 12.3 |",
+        "| WRN-10-1 | 123 | device | 0.10 | – | – | – | 20.0 | 2.0 | 12.3 |",
         "| 2 | 1.97 | 590 | 300 |",
         "1.23 % of their time.",
         "Not run: no peaks are known of a device.",
@@ -242,7 +257,10 @@ def test_text_of_an_accelerator():
 
 def test_no_absolute_time_of_a_cpu():
     environment = {**RESULTS["environment"], "platform": "cpu", "device_kind": "cpu"}
-    text = benchmark_report.markdown({**RESULTS, "environment": environment})
+    in_parts = {"parts_over_whole_compile": 0.5512, "parts_instructions": 4321, "whole_instructions": 9876}
+    steps = {**RESULTS["steps"], "dada": {"wrn_10_1": {**COST, **in_parts}}}
+    text = benchmark_report.markdown({**RESULTS, "environment": environment, "steps": steps})
+    assert "| WRN-10-1 | 123 | device | 0.10 | 0.55 | 4,321 | 9,876 |" in text.splitlines()
     assert "1,230,000" not in text and "images/s" not in text and " ms |" not in text and ", s |" not in text
 
 

@@ -116,6 +116,9 @@ def _measure(
         if name == "plain_steps":
             jax.block_until_ready(programs[name](state, key, data))
             memory = benchmark_timing.memory(programs[name], peak)
+            compiled = benchmark_timing.parts_and_whole(
+                step, programs[name], seconds_compile[name], state, key, data
+            )
             # Nothing that is in memory: the compiler's work is found in the folder of compiled programs.
             jax.clear_caches()
             _, seconds_cached = benchmark_timing.compiled_steps(step, state, key, data)
@@ -129,6 +132,7 @@ def _measure(
         "seconds_compile_cold": seconds_compile["plain_steps"],
         "seconds_compile_cached": seconds_cached,
         **memory,
+        **compiled,
     }
 
 

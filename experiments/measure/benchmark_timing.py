@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import tqdm
 
-from experiments.runs import compiled_loop
+from experiments.runs import compiled_loop, compiled_parts
 
 STEPS_AT_ONCE = 16  # on an accelerator, where steps are scanned
 
@@ -62,6 +62,27 @@ def compiled_steps(step: Callable, state: Any, *arguments: Any) -> tuple[Callabl
         return jax.lax.scan(lambda state, _: step(state, *arguments), state, length=STEPS_AT_ONCE)
 
     return compiled_loop.compiled(scanned if compiled_loop.scans() else step, state, *arguments)
+
+
+def parts_and_whole(step: Callable, parts: Any, seconds: float, *arguments: Any) -> dict[str, float]:
+    """What it gave that a step was compiled in parts, in `seconds`: the same as one program beside it.
+
+    Empty of a program that has no parts, as on an accelerator.
+    """
+    if not isinstance(parts, compiled_parts.Parts):
+        return {}
+    start = time.perf_counter()
+    whole = jax.jit(step).lower(*arguments).compile()
+    return {
+        "parts_over_whole_compile": seconds / (time.perf_counter() - start),
+        "parts_instructions": num_instructions(parts),
+        "whole_instructions": num_instructions(whole),
+    }
+
+
+def num_instructions(program: Any) -> int:
+    """The size of a compiled program: instructions of its HLO, those inside of fusions and loops included."""
+    return program.as_text().count(" = ")
 
 
 def peak_memory() -> int | None:

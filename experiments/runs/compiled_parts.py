@@ -54,6 +54,10 @@ class Parts:
             values.update(zip(gives, program(*read(reads))))
         return jax.tree.unflatten(self._tree, read(jaxpr.outvars))
 
+    def as_text(self) -> str:
+        """Of all programs, one after the other."""
+        return "\n".join(program.as_text() for program in self._programs)
+
     def memory_analysis(self) -> Any:
         """That of the program which takes most."""
         return max(
