@@ -8,7 +8,7 @@ the tables:
 
     augment   images per second of a policy, against Pillow and vmap(lax.switch)
     steps     a step of DADA, DDAS and DeepAA in plain training steps; memory and compilation
-    train     training with a policy against training without
+    train     training with a policy against training without, and that against PyTorch where it is installed
     input     images per second that threads of the host decode and crop, against Pillow; how long steps wait
     limits    the share of the device's limits that training reaches; on GPUs whose peaks are known
 
@@ -139,8 +139,11 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     _check(values)
     folder = _open_folder(values.run_dir)
     values.run_dir = str(folder)
+    environment = {**run_folder.environment(), "pillow": PIL.__version__}
+    if version := benchmark_train.pytorch_version():
+        environment["pytorch"] = version
     results = {
-        "environment": {**run_folder.environment(), "pillow": PIL.__version__},
+        "environment": environment,
         "settings": {
             "only": [part for part in PARTS if part in values.only],
             "batch_size": _batch_sizes(values),

@@ -238,6 +238,44 @@ def test_kinds_of_steps():
     assert {name: config.draws for name, config in ddas.items()} == {"plain_steps": "image", "batch": "batch"}
 
 
+def timed(monkeypatch, pytorch):
+    """The part `train` on a machine where PyTorch takes three seconds, and a policy two."""
+    seconds = {"none": 1.0, "pytorch": 3.0}
+    monkeypatch.setattr(benchmark_train, "training_steps", lambda *_: None)
+    monkeypatch.setattr(benchmark_train, "pytorch_steps", pytorch)
+    monkeypatch.setattr(
+        benchmark_timing, "alternating", lambda calls, **_: {name: seconds.get(name, 2.0) for name in calls}
+    )
+    return benchmark_train.run({"wrn_10_1": 12}, embedded().train_images, 0)
+
+
+def test_training_beside_pytorch(monkeypatch):
+    part = timed(monkeypatch, lambda *_: lambda: None)
+    assert part["wrn_10_1"]["float32"] == {
+        **{"batch_size": 12, "images_per_second": 12.0, "images_per_second_with_policy": 6.0},
+        **{"ratio_with_policy": 0.5, "pytorch_images_per_second": 4.0, "ratio_to_pytorch": 3.0},
+    }
+    environment = {**RESULTS["environment"], "pytorch": "2.14.1"}
+    text = benchmark_report.markdown({"environment": environment, "train": part})
+    assert "| WRN-10-1 | float32 | 12 | 50 % | 3 | 12 | 6 | 4 |" in text
+    assert "| WRN-40-2 | – | – | not run | – | – | – | – |" in text
+    assert "pillow 13.0.0, pytorch 2.14.1." in text and "augments nothing" in text
+
+
+def test_training_without_pytorch(monkeypatch):
+    steps = benchmark_train.pytorch_steps
+    monkeypatch.setattr(benchmark_train, "pytorch_version", lambda: None)
+    part = timed(monkeypatch, steps)
+    reason = "not run: PyTorch is not installed"
+    assert part["wrn_10_1"]["float32"]["ratio_to_pytorch"] == reason
+    assert "pytorch_images_per_second" not in part["wrn_10_1"]["float32"]
+    text = benchmark_report.markdown({"environment": RESULTS["environment"], "train": part})
+    assert f"| WRN-10-1 | float32 | 12 | 50 % | {reason} | 12 | 6 | – |" in text and "eager" not in text
+    environment = {**RESULTS["environment"], "platform": "cpu"}
+    text = benchmark_report.markdown({"environment": environment, "train": part})
+    assert f"| WRN-10-1 | float32 | 12 | 50 % | {reason} |\n" in text
+
+
 def test_text_of_an_accelerator():
     text = benchmark_report.markdown(RESULTS)
     assert text == benchmark_report.markdown(json.loads(json.dumps(RESULTS)))

@@ -15,7 +15,8 @@ def markdown(results: dict[str, Any]) -> str:
     """All tables of a run, from the content of benchmark.json."""
     environment = results["environment"]
     is_cpu = environment["platform"] == "cpu"
-    versions = ", ".join(f"{name} {environment[name]}" for name in ("python", "jax", "jaxlib", "pillow"))
+    names = ("python", "jax", "jaxlib", "pillow", "pytorch")
+    versions = ", ".join(f"{name} {environment[name]}" for name in names if name in environment)
     lines = [
         "# Benchmark",
         "",
@@ -147,23 +148,33 @@ def _start_line(name, dada, is_cpu):
 
 
 def _train(part, is_cpu):
-    heads = ["network", "type", "batch", "speed left with the policy"]
-    heads += [] if is_cpu else ["images/s without", "images/s with"]
+    heads = ["network", "type", "batch", "speed left with the policy", "times PyTorch"]
+    heads += [] if is_cpu else ["images/s without", "images/s with", "PyTorch, images/s"]
     rows = []
     for name in _models(part):
         for dtype, case in part.get(name, {None: None}).items():
             if case is None:
-                rows.append([_model(name), "–", "–", NOT_RUN, *([] if is_cpu else ["–", "–"])])
+                rows.append([_model(name), "–", "–", NOT_RUN, "–", *([] if is_cpu else ["–"] * 3)])
                 continue
             cells = [_model(name), dtype, str(case["batch_size"]), _percent(case["ratio_with_policy"])]
+            ratio = case["ratio_to_pytorch"]
+            cells.append(ratio if isinstance(ratio, str) else _number(ratio))
             if not is_cpu:
                 cells += [_number(case[f"images_per_second{end}"]) for end in ("", "_with_policy")]
+                pytorch = case.get("pytorch_images_per_second")
+                cells.append("–" if pytorch is None else _number(pytorch))
             rows.append(cells)
-    return [
+    lines = [
         *_table(heads, rows),
         "",
         "A training step with the policy dada_cifar10 and without; crop, flip and cutout are in both.",
     ]
+    if any("pytorch_images_per_second" in case for types in part.values() for case in types.values()):
+        lines += [
+            "PyTorch: the same network and update in eager mode and channels_last, against ours without the",
+            "policy. It augments nothing at all, which is in its favour.",
+        ]
+    return lines
 
 
 def _input(part, is_cpu):

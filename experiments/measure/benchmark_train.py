@@ -1,10 +1,11 @@
-"""Training images per second with and without a policy, and the share of a device's limits that this is.
+"""Training images per second with and without a policy, beside PyTorch, and in the device's limits.
 
 The limits are those of the arithmetic, three forward passes of multiplications and additions at the peak that
 the vendor gives for dense matrices, and those of the memory, 14 passes over the outputs of all convolutions
 (convolution, batch statistics and their use, and about twice that backwards), where small networks live.
 """
 
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,9 +80,29 @@ def training_steps(
     return lambda: program(state, *batch)
 
 
-def run(batch_sizes: dict[str, int], images: np.ndarray, seed: int) -> dict[str, Any]:
-    """Images per second by network and type, and what the policy leaves of them; as `training_steps`.
+def pytorch_version() -> str | None:
+    """The version of PyTorch, which nothing here needs; None where it is not installed."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
+
+def pytorch_steps(
+    model: str, dtype: str, image_size: int, batch_size: int, seed: int
+) -> Callable[[], None] | str:
+    """As many training steps without policy in PyTorch; a text where they cannot be run."""
+    if pytorch_version() is None:
+        return "not run: PyTorch is not installed"
+    from experiments.measure import benchmark_torch
+
+    return benchmark_torch.training_steps(model, dtype, _NUM_CLASSES, image_size, batch_size, seed)
+
+
+def run(batch_sizes: dict[str, int], images: np.ndarray, seed: int) -> dict[str, Any]:
+    """Images per second by network and type, what the policy leaves of them, and how many times PyTorch's.
+
+    As `training_steps`. `ratio_to_pytorch`, without policy, is a text where PyTorch is not run.
     bfloat16 is measured on accelerators only: a CPU has no arithmetic for it.
     """
     results = {}
@@ -91,6 +112,9 @@ def run(batch_sizes: dict[str, int], images: np.ndarray, seed: int) -> dict[str,
             contenders = {
                 kind: training_steps(name, dtype, kind, images, batch_size, seed) for kind in ("none", POLICY)
             }
+            pytorch = pytorch_steps(name, dtype, images.shape[1], batch_size, seed)
+            if callable(pytorch):
+                contenders["pytorch"] = pytorch
             seconds = benchmark_timing.alternating(
                 contenders, rounds=_ROUNDS, label=f"train {name} {dtype}", least_seconds=0.0
             )
@@ -100,7 +124,13 @@ def run(batch_sizes: dict[str, int], images: np.ndarray, seed: int) -> dict[str,
                 "images_per_second": count / seconds["none"],
                 "images_per_second_with_policy": count / seconds[POLICY],
                 "ratio_with_policy": seconds["none"] / seconds[POLICY],
+                "ratio_to_pytorch": pytorch,
             }
+            if callable(pytorch):
+                results[name][dtype] |= {
+                    "pytorch_images_per_second": count / seconds["pytorch"],
+                    "ratio_to_pytorch": seconds["pytorch"] / seconds["none"],
+                }
     return results
 
 
