@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark --run_dir=runs/benchmark
     python -m experiments.benchmark --only=steps --models=wrn_10_1
+    python -m experiments.benchmark --quick
 
 Writes RUN_DIR/benchmark.json, benchmark.md and, of the first two, benchmark.png after every part, and prints
 the tables:
@@ -14,7 +15,8 @@ the tables:
 
 On a CPU the default leaves out WRN-28-10, takes WRN-40-2 with batches of 32, and shows ratios only; most of
 its minutes go into compiling (--models=wrn_10_1 takes a third of them). Programs are compiled into a folder
-of this run's own, so that what compiling takes can be told.
+of this run's own, so that what compiling takes can be told. --quick is one network and the cheap lines of
+every part, in about five minutes.
 """
 
 import contextlib
@@ -52,6 +54,8 @@ def define(values: flags.FlagValues) -> None:
     add = command_line.definers(values)
     add.string("run_dir", None, "Folder for everything that is written; new or empty.")
     add.integer("seed", 0, "Seed of everything random.", 0, command_line.MAX_SEED)
+    about = "Of every part the cheap lines; --models is wrn_40_2, on a CPU wrn_10_1, unless it is given."
+    add.bool("quick", False, about)
     add.list("only", list(PARTS), f"Parts that are run, some of {', '.join(PARTS)}.")
     add.list("models", [], f"Networks. Default: {', '.join(MODELS)}; on a CPU {', '.join(_CPU_MODELS)}.")
     about = "Images in a step. Default: 128; on a CPU 32 for all networks but wrn_10_1."
@@ -73,9 +77,15 @@ def _check(values: flags.FlagValues) -> None:
         raise ValueError(f"--batch_size: got {size}, expected {expected}")
 
 
+def _default_models(quick: bool) -> tuple[str, ...]:
+    if compiled_loop.scans():
+        return ("wrn_40_2",) if quick else MODELS
+    return ("wrn_10_1",) if quick else _CPU_MODELS
+
+
 def _batch_sizes(values: flags.FlagValues) -> dict[str, int]:
     """The networks, and the batch size of the searches and trainings of each."""
-    names = values.models or (MODELS if compiled_loop.scans() else _CPU_MODELS)
+    names = values.models or _default_models(values.quick)
     default = {name: 128 if compiled_loop.scans() else _CPU_BATCH_SIZES.get(name, 32) for name in names}
     return {name: values.batch_size or default[name] for name in names}
 
@@ -86,9 +96,9 @@ def _run(
     """Runs a part."""
     images, sizes = dataset.train_images, _batch_sizes(values)
     if part == "augment":
-        return benchmark_augment.run(images, values.augment_batch_size, values.seed)
+        return benchmark_augment.run(images, values.augment_batch_size, values.seed, quick=values.quick)
     if part == "steps":
-        return benchmark_steps.run(sizes, dataset, values.seed)
+        return benchmark_steps.run(sizes, dataset, values.seed, quick=values.quick)
     if part == "train":
         return benchmark_train.run(sizes, images, values.seed)
     if part == "input":
@@ -145,6 +155,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     results = {
         "environment": environment,
         "settings": {
+            "quick": values.quick,
             "only": [part for part in PARTS if part in values.only],
             "batch_size": _batch_sizes(values),
             "augment_batch_size": values.augment_batch_size,

@@ -169,7 +169,8 @@ def test_run_writes_the_documented_keys(tmp_path, monkeypatch, capsys):
     assert {path.name for path in run_dir.iterdir()} == {f"benchmark.{end}" for end in ("json", "md", "png")}
     results = json.loads((run_dir / "benchmark.json").read_text())
     assert set(results) == {"environment", "settings", "augment", "limits"}
-    assert results["settings"]["only"] == ["augment", "limits"] and results["limits"] == "not run: no GPU"
+    assert results["settings"]["only"] == ["augment", "limits"] and not results["settings"]["quick"]
+    assert results["limits"] == "not run: no GPU"
     assert set(results["augment"]["ops2_8x8"]) == CASE_KEYS
     assert results["augment"]["ops2_8x8"]["batch_size"] == 3
     assert all(value > 0 for value in results["augment"]["ops2_8x8"].values())
@@ -236,6 +237,25 @@ def test_kinds_of_steps():
     assert [benchmark_steps._copies(config) for config in dada.values()] == [8, 1, 1]
     assert benchmark_steps._copies(ddas["batch"]) == 1
     assert {name: config.draws for name, config in ddas.items()} == {"plain_steps": "image", "batch": "batch"}
+
+
+def test_quick_measures_the_cheap_lines(monkeypatch):
+    monkeypatch.setattr(benchmark_steps, "_start", lambda *_: (types.SimpleNamespace(apply=linear), {}, {}))
+    monkeypatch.setattr(benchmark_steps, "_measure", lambda _, configs, *__: dict.fromkeys(configs, 2.5))
+    monkeypatch.setattr(benchmark_timing, "alternating", lambda calls, **_: dict.fromkeys(calls, 1.0))
+    part = benchmark_steps.run({"wrn_10_1": 16}, embedded(), 0, quick=True)
+    assert part == {"dtype": "float32", "dada": {"wrn_10_1": {"plain_steps": 2.5}}, "ddas": {}, "deepaa": {}}
+    part = benchmark_augment.run(embedded().train_images, 4, 0, quick=True)
+    assert set(part) == {"dtype", "ops2_32x32"}
+
+
+def test_quick_is_one_network_unless_others_are_named():
+    for arguments, expected in (
+        (["--quick"], {"wrn_10_1": 128}),
+        (["--quick", "--models=wrn_40_2", "--batch_size=16"], {"wrn_40_2": 16}),
+        ([], {"wrn_10_1": 128, "wrn_40_2": 32}),
+    ):
+        assert benchmark._batch_sizes(command_line.parse(benchmark.define, arguments)[0]) == expected
 
 
 def timed(monkeypatch, pytorch):
@@ -307,10 +327,14 @@ def test_only_panels_with_numbers_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_figure.figure_style, "save", lambda _, figure: figures.append(figure))
     for part in ("augment", "steps", "limits"):
         benchmark_figure.draw({name: RESULTS[name] for name in ("environment", part)}, tmp_path / "a.png")
+    quick = {"dada": {"wrn_10_1": {"plain_steps": 4.5}}, "ddas": {}, "deepaa": {}}
+    benchmark_figure.draw({"environment": RESULTS["environment"], "steps": quick}, tmp_path / "a.png")
     assert [[axes.get_title("left") for axes in figure.axes] for figure in figures] == [
         ["Images per second of apply_draws"],
         ["Cost of a search step"],
+        ["Cost of a search step"],
     ]
+    assert [len(figure.axes[0].patches) for figure in figures[1:]] == [5, 1]
 
 
 @pytest.mark.parametrize(

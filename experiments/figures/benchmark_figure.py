@@ -64,11 +64,13 @@ def _augment_panel(axes, part):
 def _steps_panel(axes, part):
     axes.set_title("Cost of a search step")
     place, ticks, labelled = 0.0, {}, set()
-    for name, costs in part["dada"].items():
+    for name in part["dada"]:
         start = place
         for method, bars in _COSTS.items():
-            bar_costs = costs if method == "dada" else part["ddas"][name]
+            bar_costs = part[method].get(name, {})
             for key, label, color in bars:
+                if key not in bar_costs:
+                    continue
                 axes.bar(place, bar_costs[key], 0.8, color=color, label=None if label in labelled else label)
                 # DDAS inside its bars, clear of the lines of the operation counts.
                 inside = {"va": "top", "color": "white", "weight": "bold"}
@@ -77,7 +79,7 @@ def _steps_panel(axes, part):
                 axes.text(place, bar_costs[key], text, ha="center", fontsize=figure_style.SMALL, **side)
                 labelled.add(label)
                 place += 1
-            if method == "ddas":
+            if method == "ddas" and bar_costs:
                 for column, count in ((place - 2, "operation_count_image"), (place - 1, "operation_count")):
                     line = {"color": figure_style.INK, "linewidth": 1.4}
                     label = "operation count" if "operation count" not in labelled else None

@@ -106,24 +106,26 @@ def contenders(images: np.ndarray, draws: ops.Draws) -> dict[str, Callable[[], A
     }
 
 
-def run(images: np.ndarray, batch_size: int, seed: int) -> dict[str, Any]:
+def run(images: np.ndarray, batch_size: int, seed: int, *, quick: bool = False) -> dict[str, Any]:
     """Measures all numbers of ops and sizes of images, on uint8 [N, H, H, 3] real ones.
 
-    `batch_size` is that of images of the small side.
+    `batch_size` is that of images of the small side. `quick` is two ops and that side alone, without the
+    training step, which takes long to compile.
 
     Returns:
       By "opsK_SxS": images per second of all contenders, and how many times as fast ours is as each. On an
       accelerator also its part of the time of a training step on a batch of as many images of 32 x 32.
     """
+    sides, all_num_ops = (SIDES[:1], (2,)) if quick else (SIDES, NUM_OPS)
     results = {"dtype": "uint8"}
-    for side in SIDES:
+    for side in sides:
         factor = 1 if side <= _SMALL_SIDE else _LARGE_IMAGE_FACTOR.get(jax.default_backend(), 8)
         count = max(1, batch_size // factor)
         batch = images_of_side(images, count, side)
-        for num_ops in NUM_OPS:
+        for num_ops in all_num_ops:
             draws = make_draws(jax.random.key(seed), num_ops, count, side)
             calls = contenders(batch, draws)
-            if compiled_loop.scans() and side == _SMALL_SIDE:
+            if compiled_loop.scans() and side == _SMALL_SIDE and not quick:
                 steps = benchmark_train.training_steps(_STEP_NETWORK, "float32", "none", images, count, seed)
                 calls["training_steps"] = steps
             name = f"ops{num_ops}_{side}x{side}"

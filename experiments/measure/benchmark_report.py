@@ -126,7 +126,7 @@ def _cost_line(name, costs, columns):
     if cost is None:
         return [_model(name), "–", NOT_RUN, *(["–"] * len(columns))]
     sizes = [cost["batch_size"], cost["valid_batch_size"]]
-    numbers = [f"{cost[key]:.2f}" for key in ("plain_steps", *columns)]
+    numbers = [f"{cost[key]:.2f}" if key in cost else "–" for key in ("plain_steps", *columns)]
     return [_model(name), " + ".join(map(str, sizes)), *numbers]
 
 
