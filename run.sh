@@ -5,6 +5,8 @@
 # ./run.sh tables FOLDER  tables beside the papers' values; table_run FOLDER runs what they lack
 # ./run.sh pack_images --dataset=FOLDER --packed=DEST  packs images into a few large files
 # ./run.sh success_table FOLDER  runs planted searches, and draws the table of what they find
+# ./run.sh noise_table FOLDER  published policies beside what pure noise gives
+# ./run.sh plot RUN_DIR   draws the figures of a run again
 # ./run.sh verify         prints the evidence that the parts do what they say (some minutes)
 # ./run.sh benchmark      what it costs, beside Pillow, vmap(lax.switch) and plain training steps
 # ./run.sh test           the tests

@@ -6,6 +6,7 @@ Rooms, from the bottom up; a room imports only from those before it, and a folde
     models     networks as `init` and `apply`                           copy alone
     policies   the artefact that a search finds and a training uses     copy with ops
     augment    from a policy and a key to augmented batches             copy with ops and policies
+    detection  what a detector needs besides its network                copy alone
     training   training with a policy                                   copy with all of these and checks.py
     searches   one folder for each method                               copy the whole package
 """

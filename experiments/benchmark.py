@@ -16,7 +16,7 @@ the tables:
 On a CPU the default leaves out WRN-28-10, takes WRN-40-2 with batches of 32, and shows ratios only; most of
 its minutes go into compiling (--models=wrn_10_1 takes a third of them). Programs are compiled into a folder
 of this run's own, so that what compiling takes can be told. --quick is one network and the cheap lines of
-every part, in about five minutes.
+every part, in a few minutes.
 """
 
 import contextlib

@@ -56,7 +56,7 @@ def define(values: flags.FlagValues) -> None:
     add.enum("preset", "corrected", PRESETS, "Official: as the released code does.")
     add.integer("max_steps", None, "End after this many steps.", lower_bound=1)
     add.bool("measure_cost", False, "At the end, time a step against a plain training step.")
-    add.string("search_space", None, "Ops and their ranges.")
+    add.string("search_space", None, f"Ops and their ranges: {', '.join(ops.SPACE_NAMES)}.")
     add.list("extra_ops", [], "Ops without magnitude to add to the search space.")
     about = "Ops to leave out of it, or rows: Rotate for both directions, Rotate- for one."
     add.list("exclude_ops", [], about)

@@ -1,6 +1,6 @@
 """Runs what a table lacks: the searches and trainings of its columns, seed by seed.
 
-    python -m experiments.table_run experiments/results/small_data --column=embedded_wrn_10_1 \\
+    python -m experiments.table_run experiments/results/small_data --column=reduced_embedded_wrn_10_1 \\
         --run_dir=runs/small_data
 
 Goes through the columns, in each through the seeds, and for each seed through the rows, in the order of the

@@ -8,6 +8,7 @@ if [ "$small" ]; then
   short=(--dataset=reduced_embedded --model=wrn_10_1 --batch_size=64 --valid_batch_size=64 --max_steps=2)
 fi
 paper=(--flagfile=$flags/dada_cifar10.flags --data_dir="$data" "${short[@]}")
+export XDG_CACHE_HOME="$PWD/runs/gpu/cache_of_cold"
 rm -rf "$XDG_CACHE_HOME"
 searched 150 cold "${paper[@]}"
 searched 90 warm "${paper[@]}"

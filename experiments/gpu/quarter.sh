@@ -3,13 +3,15 @@
 # DATA has the official files of CIFAR. OUT is for what is collected: NAME.tar.gz with the run folders, without
 # checkpoints, and NAME.txt with the seconds and the exit code of every command. Both are written after every
 # command, and a script that finds its archive in OUT goes on from there. SMALL=1 tries a script on a CPU, with
-# the embedded images. PYTHON=python3.12 picks the interpreter.
+# the embedded images. The interpreter is that of .venv, or python3 where there is none; PYTHON=python3.12 picks another.
 set -uo pipefail
 data="$(realpath "${1:?the folder with the files of CIFAR}")"
 out="$(mkdir -p "${2:?the folder for what is collected}" && realpath "$2")"
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 name="$(basename "$0" .sh)" small="${SMALL:-}" runs="runs/gpu/$(basename "$0" .sh)"
 export XDG_CACHE_HOME="$PWD/runs/gpu/cache"
+unset JAX_COMPILATION_CACHE_DIR
+[ ! -x .venv/bin/python ] || PYTHON="${PYTHON:-.venv/bin/python}"
 mkdir -p "$runs"
 [ ! -f "$out/$name.tar.gz" ] || tar -xzf "$out/$name.tar.gz" -C "$runs"
 

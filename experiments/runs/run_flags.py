@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import flags
 
+from dada import models
 from experiments.data import datasets, detection_datasets, host_images, reduced_imagenet
 from experiments.runs import command_line, compilation_cache, devices, tasks
 
@@ -69,10 +70,12 @@ def define(values: flags.FlagValues) -> None:
     about = "NAME[:VALUE],..., on every validation image of a search or test image of a training; or empty."
     add.string("planted_op", None, about)
 
-    add.string("model", None, f"Network. Default: {' or '.join(tasks.DEFAULT_MODEL.values())}, by --task.")
+    about = f"Network: {models.FORMS}; to find objects {models.DETECTOR_FORMS}."
+    add.string("model", None, f"{about} Default: {' or '.join(tasks.DEFAULT_MODEL.values())}, by --task.")
     about = "Weights to start from, named as in torchvision, .safetensors or .npz; normalises as ImageNet."
     add.string("pretrained", None, about)
-    add.integer("epochs", None, "Passes over the training images.", 1, MAX_EPOCHS)
+    about = "Passes over the training images; a search of DADA counts an image once for every draw of it."
+    add.integer("epochs", None, about, 1, MAX_EPOCHS)
     add.integer("batch_size", 128, "Training images per step.", 2)
     add.float("learning_rate", 0.1, "Of the network, at the start.", lower_bound=0.0)
     add.float("weight_decay", 2e-4, "Of the network.", lower_bound=0.0)
