@@ -65,9 +65,9 @@ def compiled_steps(step: Callable, state: Any, *arguments: Any) -> tuple[Callabl
 
 
 def parts_and_whole(step: Callable, parts: Any, seconds: float, *arguments: Any) -> dict[str, float]:
-    """What it gave that a step was compiled in parts, in `seconds`: the same as one program beside it.
+    """What compiling a step in parts, which took `seconds`, saves: it is compiled as one program beside.
 
-    Empty of a program that has no parts, as on an accelerator.
+    Empty where the step has no parts, as on an accelerator.
     """
     if not isinstance(parts, compiled_parts.Parts):
         return {}
