@@ -20,7 +20,7 @@ from experiments.measure import (
     benchmark_timing,
     benchmark_train,
 )
-from experiments.methods import ddas_method, search_loop
+from experiments.methods import dada_method, ddas_method, search_loop
 from experiments.runs import command_line
 
 CASE_KEYS = {
@@ -208,6 +208,27 @@ def test_cost_of_ddas(monkeypatch):
     counted = benchmark_steps._ddas({**found, "plain_steps": 18.0, "batch": 6.0})
     assert counted["operation_count"] == 12.0 and counted["ratio_to_operation_count"] == 1.5
     assert counted["batch_ratio_to_operation_count"] == 0.5
+
+
+def test_every_kind_of_step_has_a_state_of_its_own(monkeypatch):
+    def traced(step, *arguments):
+        return functools.partial(jax.eval_shape, step), 1.0
+
+    monkeypatch.setattr(benchmark_timing, "compiled_steps", traced)
+    monkeypatch.setattr(benchmark_timing, "memory", lambda *_: {})
+    monkeypatch.setattr(
+        benchmark_timing,
+        "alternating",
+        lambda calls, **_: {name: bool(call()) for name, call in calls.items()},
+    )
+    images, labels = embedded().train_images[:64, ::4, ::4], np.arange(64, dtype=np.int32) % 10
+    dataset = embedded()._replace(train_images=images, train_labels=labels)
+    data = search_loop.to_device(*datasets.search_parts(dataset))
+    kinds = benchmark_steps._dada_configs(types.SimpleNamespace(apply=linear))
+    configs = {name: kinds[name] for name in ("plain_steps", "exact")}  # of another score
+    weights = jnp.zeros((8 * 8 * 3, 10)), {}
+    found = benchmark_steps._measure(dada_method.CORRECTED, configs, (16, 16), weights, data, 0, "")
+    assert found["exact"] == 1.0
 
 
 def test_what_compiling_in_parts_saves_is_measured_where_there_are_parts():

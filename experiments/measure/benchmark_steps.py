@@ -100,7 +100,9 @@ def _measure(
     """
     first = next(iter(configs.values()))
     key, state_key = jax.random.split(jax.random.key(seed))
-    state = method.library.init(state_key, first, *network)
+    # A state of its own for each setting: what a search carries depends on the score.
+    states = {name: method.library.init(state_key, config, *network) for name, config in configs.items()}
+    states["plain"] = states[next(iter(configs))]
     steps = {
         name: functools.partial(
             search_loop.search_step, method, config, (sizes[0] // _copies(config), sizes[1])
@@ -111,6 +113,7 @@ def _measure(
     programs, seconds_compile = {}, {}
     plain = functools.partial(search_loop.plain_step, method, first, sizes)
     for name, step in {**steps, "plain": plain}.items():
+        state = states[name]
         programs[name], seconds_compile[name] = benchmark_timing.compiled_steps(step, state, key, data)
         if name == "plain_steps":
             jax.block_until_ready(programs[name](state, key, data))
@@ -121,7 +124,7 @@ def _measure(
             # Nothing that is in memory: the compiler's work is found in the folder of compiled programs.
             jax.clear_caches()
             _, seconds_cached = benchmark_timing.compiled_steps(step, state, key, data)
-    calls = {name: functools.partial(program, state, key, data) for name, program in programs.items()}
+    calls = {name: functools.partial(program, states[name], key, data) for name, program in programs.items()}
     seconds = benchmark_timing.alternating(calls, rounds=_ROUNDS, label=label, least_seconds=0.0)
     return {
         "batch_size": sizes[0],
