@@ -20,6 +20,8 @@ _COSTS = {
     ),
     "ddas": (("plain_steps", "DDAS", figure_style.TRAIN), ("batch", "DDAS, batch", figure_style.SERIES[4])),
 }
+# Of the bars of DDAS.
+_COUNTS = {"plain_steps": "operation_count_image", "batch": "operation_count"}
 
 
 def draw(results: dict[str, Any], path: str | os.PathLike) -> pathlib.Path | None:
@@ -72,19 +74,19 @@ def _steps_panel(axes, part):
                 if key not in bar_costs:
                     continue
                 axes.bar(place, bar_costs[key], 0.8, color=color, label=None if label in labelled else label)
-                # DDAS inside its bars, clear of the lines of the operation counts.
-                inside = {"va": "top", "color": "white", "weight": "bold"}
-                side = inside if method == "ddas" else {"va": "bottom"}
-                text = f"{bar_costs[key]:.1f}"
-                axes.text(place, bar_costs[key], text, ha="center", fontsize=figure_style.SMALL, **side)
                 labelled.add(label)
-                place += 1
-            if method == "ddas" and bar_costs:
-                for column, count in ((place - 2, "operation_count_image"), (place - 1, "operation_count")):
+                top = bar_costs[key]
+                if method == "ddas":
+                    count = bar_costs[_COUNTS[key]]
                     line = {"color": figure_style.INK, "linewidth": 1.4}
                     label = "operation count" if "operation count" not in labelled else None
-                    axes.hlines(bar_costs[count], column - 0.45, column + 0.45, label=label, **line)
+                    axes.hlines(count, place - 0.45, place + 0.45, label=label, **line)
                     labelled.add("operation count")
+                    top = max(top, count)
+                axes.text(
+                    place, top, f"{bar_costs[key]:.1f}", ha="center", va="bottom", fontsize=figure_style.SMALL
+                )
+                place += 1
         ticks[(start + place - 1) / 2] = name.upper().replace("_", "-")
         place += 1
     axes.set_xticks(list(ticks), list(ticks.values()))
