@@ -39,7 +39,18 @@ def test_equal_passes_share_a_program():
     assert program.memory_analysis().argument_size_in_bytes > 0
 
 
-def test_what_has_no_equal_passes_is_one_program():
+def test_passes_of_different_sizes_are_programs_of_their_own():
+    def step(images, kernel, key):
+        first, _ = one_pass(images, kernel, key)
+        second, _ = one_pass(images[:1] + first.mean(), kernel, key)
+        return first, second
+
+    program = compiled_parts.compiled(step, *ARGUMENTS)
+    assert sum("convolution(" in one.as_text() for one in program._programs) == 2
+    chex.assert_trees_all_close(program(*ARGUMENTS), jax.jit(step)(*ARGUMENTS), rtol=1e-5)
+
+
+def test_one_pass_and_passes_on_several_devices_are_one_program():
     for function in (lambda *arguments: one_pass(*arguments), devices.divided(passes, devices.mesh(2))):
         assert not isinstance(compiled_parts.compiled(function, *ARGUMENTS), compiled_parts.Parts)
 

@@ -55,7 +55,15 @@ def clean_losses(
 
 
 def clean_images(config: Any, images: Any) -> Any:
-    """Network input, float32 [B, H, W, 3], perhaps with boxes, of uint8 images that no policy has touched."""
+    """Network input of images that no policy has touched.
+
+    Args:
+      config: has `mean` and `std`, per channel, of images in [0, 1].
+      images: uint8 [B, H, W, 3], perhaps with boxes.
+
+    Returns:
+      float32 [B, H, W, 3], normalised, with boxes if there are some. Gradient: none.
+    """
     return augment.map_images(lambda images: augment.normalize(images, config.mean, config.std), images)
 
 

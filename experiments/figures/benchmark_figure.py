@@ -79,8 +79,8 @@ def _steps_panel(axes, part):
                 if method == "ddas":
                     count = bar_costs[_COUNTS[key]]
                     line = {"color": figure_style.INK, "linewidth": 1.4}
-                    label = "operation count" if "operation count" not in labelled else None
-                    axes.hlines(count, place - 0.45, place + 0.45, label=label, **line)
+                    line["label"] = None if "operation count" in labelled else "operation count"
+                    axes.hlines(count, place - 0.45, place + 0.45, **line)
                     labelled.add("operation count")
                     top = max(top, count)
                 axes.text(

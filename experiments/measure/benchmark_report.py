@@ -139,9 +139,11 @@ def _start_line(name, dada, is_cpu):
     )
     cells = [_model(name), "–" if peak is None else f"{peak / 1e6:,.0f}", cost["peak_memory_source"] or "–"]
     cells.append(f"{cached / cold:.2f}")
-    parts = cost.get("parts_over_whole_compile")
-    counts = (f"{cost.get(f'{form}_instructions', 0):,}" for form in ("parts", "whole"))
-    cells += ["–"] * 3 if parts is None else [f"{parts:.2f}", *counts]
+    if "parts_over_whole_compile" in cost:
+        cells.append(f"{cost['parts_over_whole_compile']:.2f}")
+        cells += [f"{cost[f'{form}_instructions']:,}" for form in ("parts", "whole")]
+    else:
+        cells += ["–"] * 3
     if not is_cpu:
         cells += [f"{cold:.1f}", f"{cached:.1f}", _number(1e3 * cost["seconds_plain_step"])]
     return cells
