@@ -187,15 +187,14 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     size = dataset.train_images.shape[1:3]
     has_boxes = settings["task"] == "detection"
     named_policy.check_ops(space, size, has_boxes, f"search space {space.name!r}")
-    network, network_config = tasks.network(settings, dataset)
-    jax.eval_shape(lambda: network.init(jax.random.key(0), network_config))  # refuses a wrong depth
+    model = tasks.network(settings, dataset)
     weights = pretrained.load(
         settings["pretrained"],
-        (network, network_config),
+        model,
         needs_head=settings["method"] == "deepaa",  # which trains none
     )
     plan = method.plan(settings, dataset)
-    of_task = tasks.fields(settings, (network, network_config))
+    of_task = tasks.fields(settings, model)
     of_task["apply"] = policy_training.in_dtype(of_task["apply"], settings.get("dtype", "float32"))
     fields = config_fields(
         method.library.Config,
@@ -218,7 +217,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     return Task(
         method=method,
         config=config,
-        model=(network, network_config),
+        model=model,
         dataset=dataset,
         data=search_loop.replicate(data, mesh),
         sizes=(settings["batch_size"], settings["valid_batch_size"]),

@@ -146,11 +146,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> train_run.Ta
         raise ValueError(f"--batch_size={batch_size}: {dataset.name} has only {count} training images")
     mesh = devices.mesh(settings["num_devices"])
     devices.check_batch("batch_size", batch_size, mesh)
-    try:
-        model = tasks.network(settings, dataset)
-        train_run.num_parameters(model)
-    except ValueError as error:
-        raise ValueError(f"--model: {error}") from error
+    model = tasks.network(settings, dataset)
     of_task = tasks.fields(settings, model)
     if settings["batch_norm_momentum"] is not None:
         momentum = {"batch_norm_momentum": settings["batch_norm_momentum"]}

@@ -232,6 +232,7 @@ def test_a_search_starts_from_it(files):
 
 def test_deepaa_takes_it_for_its_network_and_reports_its_accuracy(files):
     settings = {"method": "deepaa", "proxy_images": 16, "num_points": 2, "valid_batch_size": 2}
+    settings["final_crop"] = 6  # of 8
     with pytest.raises(ValueError, match=r"misses 2 arrays, fc\.bias"):
         task(search, files, "body.npz", **settings)
     with pytest.raises(ValueError, match="--proxy=runs/x has no effect with --pretrained"):
@@ -241,7 +242,8 @@ def test_deepaa_takes_it_for_its_network_and_reports_its_accuracy(files):
     assert_starts_from(state.params, state.batch_stats, given)
     policy = deepaa.extract_policy(found.config, state)
     summary = deepaa_run.report(found, None, [], state, policy)
-    images = augment.normalize(found.dataset.test_images, augment.IMAGENET_MEAN, augment.IMAGENET_STD)
+    center = found.dataset.test_images[:, 1:7, 1:7]
+    images = augment.normalize(center, augment.IMAGENET_MEAN, augment.IMAGENET_STD)
     logits, _ = quick_jit.jit(resnet.apply, static_argnums=3)(*given, images, False)
     expected = np.mean(np.argmax(logits, -1) == found.dataset.test_labels)
     assert summary["proxy_accuracy"] == expected and summary["seconds_proxy"] == 0

@@ -96,6 +96,15 @@ def test_streamed_images_give_the_run_of_images_on_the_device(files, held):
     assert inputs[0] == inputs[1]
 
 
+def test_a_final_crop_after_nothing_but_flips_is_a_crop_before_them(files):
+    changes = {"policy": "none", "crop_padding": 0}
+    small, large = (
+        run(files, f"of_{size}", **changes, image_size=size, resize=12, final_crop=final_crop)
+        for size, final_crop in ((8, None), (12, 8))
+    )
+    assert_same_run(large, small)
+
+
 def test_a_packed_set_and_other_threads_give_the_same_run(files, cropped, held):
     for name in ("train", "val"):
         (files / "packed").mkdir(exist_ok=True)

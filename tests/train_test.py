@@ -253,6 +253,7 @@ def test_smoke_takes_two_steps_and_writes_nothing(files, capsys):
     [
         ({"model": "resnet"}, "--model: models: expected a network"),
         ({"model": "wrn_11_1"}, "--model: wide_resnet: expected depth 6 n"),
+        ({"final_crop": 9}, "--final_crop=9: expected no more than 8, which the images have"),
         ({"dataset": "mnist"}, "data set 'mnist': expected one of embedded"),
         ({"dataset": "cifar10"}, "needs --data_dir"),
         ({"policy": "dada_cifar11"}, "--policy: policy: got 'dada_cifar11', expected a file or one of"),

@@ -21,7 +21,7 @@ class Task(NamedTuple):
 
     method: "Method"
     config: Any  # of method.library
-    model: tuple[ModuleType, Any]  # from models.by_name
+    model: tuple[Any, Any]  # from `tasks.network`
     dataset: datasets.Dataset
     data: search_loop.Data
     sizes: tuple[int, int]  # training and validation images that pass through the network in a step

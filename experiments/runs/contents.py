@@ -7,7 +7,6 @@ digest is 16 hex digits of SHA-256: they tell accidents apart, not forgeries.
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -40,12 +39,12 @@ def of_policies(found: Iterable[policies.Policy]) -> str | None:
     return " ".join(_digest(text.encode()) for text in texts) or None
 
 
-def of_network(apply: Callable, model: tuple[ModuleType, Any], image_size: tuple[int, int]) -> str:
+def of_network(apply: Callable, model: tuple[Any, Any], image_size: tuple[int, int]) -> str:
     """Of all that a network computes, from its initial weights to its logits in a training step.
 
     Args:
       apply: as of policy_training.Config.
-      model: from models.by_name.
+      model: from `tasks.network`.
       image_size: height and width.
     """
     module, config = model

@@ -13,7 +13,6 @@ detector takes all but the head for its backbone.
 
 import json
 import pathlib
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -39,13 +38,13 @@ _CONVERSION = (
 
 
 def load(
-    path: str | None, model: tuple[ModuleType, Any], *, needs_head: bool = False
+    path: str | None, model: tuple[Any, Any], *, needs_head: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads what takes the place of the parameters and running statistics that `init` draws.
 
     Args:
       path: of the file; None for no weights.
-      model: the network, as its module and Config.
+      model: from `tasks.network`.
       needs_head: refuse a file without one.
     Returns:
       (params, batch_stats) in float32, without "dense" if the file has no head.
@@ -56,11 +55,11 @@ def load(
     """
     if path is None:
         return {}, {}
-    module, config = model
-    if module not in (resnet, retinanet):
+    _, config = model
+    if not isinstance(config, (resnet.Config, retinanet.Config)):
         raise ValueError("--pretrained: expected --model=resnet_..., which torchvision has names for")
     arrays = {name: a for name, a in _read(pathlib.Path(path)).items() if "num_batches_tracked" not in name}
-    if module is retinanet:
+    if isinstance(config, retinanet.Config):
         of_backbone = resnet.Config(config.depth, width=config.width, norm=config.norm)
         arrays = {name: array for name, array in arrays.items() if name not in _HEAD}
         params, batch_stats = _arranged(path, of_backbone, arrays, needs_head=False)

@@ -72,6 +72,8 @@ def define(values: flags.FlagValues) -> None:
 
     about = f"Network: {models.FORMS}; to find objects {models.DETECTOR_FORMS}."
     add.string("model", None, f"{about} Default: {' or '.join(tasks.DEFAULT_MODEL.values())}, by --task.")
+    about = "The network sees only the middle of so many pixels of an image, after the policy. Default: all."
+    add.integer("final_crop", None, about, 1, _MAX_SIDE)
     about = "Weights to start from, named as in torchvision, .safetensors or .npz; normalises as ImageNet."
     add.string("pretrained", None, about)
     about = "Passes over the training images; a search of DADA counts an image once for every draw of it."

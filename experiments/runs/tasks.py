@@ -1,9 +1,11 @@
 """What a network learns to do: to name the class of an image, or to find objects of several classes in it."""
 
 import functools
+import types
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
+
+import jax
 
 from dada import models
 from dada.detection import candidates, losses
@@ -19,6 +21,7 @@ _UNREAD = {
         *("data_dir", "download", "exif_orientation", "valid_dataset", "reduced_imagenet"),
         *("input", "decode_threads", "resize", "crop", "crop_area"),
         *("crop_padding", "cutout_length", "color_jitter", "lighting", "label_smoothing", "policy_position"),
+        "final_crop",
     ),
 }
 # Candidates of an image, of which 100 count at most.
@@ -48,14 +51,34 @@ def unread(settings: dict[str, Any]) -> dict[str, str]:
     return {flag: f"--task={task}" for flag in _UNREAD[task] if flag in settings}
 
 
-def network(settings: dict[str, Any], dataset: datasets.Dataset) -> tuple[ModuleType, Any]:
-    """Module and Config of the network of the flags; ValueError for an unknown one."""
-    if settings["task"] == "detection":
-        return models.detector_by_name(settings["model"], dataset.num_classes)
-    return models.by_name(settings["model"], dataset.num_classes, max(dataset.train_images.shape[1:3]))
+def network(settings: dict[str, Any], dataset: datasets.Dataset) -> tuple[Any, Any]:
+    """The network of the flags as `init` and `apply`, and its Config; ValueError for one that cannot be."""
+    name, crop, sides = settings["model"], settings["final_crop"], dataset.train_images.shape[1:3]
+    if crop and crop > min(sides):
+        raise ValueError(f"--final_crop={crop}: expected no more than {min(sides)}, which the images have")
+    try:
+        if settings["task"] == "detection":
+            module, config = models.detector_by_name(name, dataset.num_classes)
+        else:
+            module, config = models.by_name(name, dataset.num_classes, crop or max(sides))
+        jax.eval_shape(lambda: module.init(jax.random.key(0), config))  # refuses sizes
+    except ValueError as error:
+        raise ValueError(f"--model: {error}") from error
+    return (_of_center(module, crop) if crop else module), config
 
 
-def fields(settings: dict[str, Any], model: tuple[ModuleType, Any]) -> dict[str, Any]:
+def _of_center(module, size):
+    """A network that sees the middle of its images, with odd margins as of `host_crops.center_crop`."""
+
+    def apply(params, batch_stats, images, *args, **kwargs):
+        top, left = (round((side - size) / 2) for side in images.shape[1:3])
+        center = images[:, top : top + size, left : left + size]
+        return module.apply(params, batch_stats, center, *args, **kwargs)
+
+    return types.SimpleNamespace(init=module.init, apply=apply)
+
+
+def fields(settings: dict[str, Any], model: tuple[Any, Any]) -> dict[str, Any]:
     """The fields of a library's Config that say what the network is and how it learns."""
     module, config = model
     if settings["task"] == "classification":
@@ -68,7 +91,7 @@ def fields(settings: dict[str, Any], model: tuple[ModuleType, Any]) -> dict[str,
     }
 
 
-def decoder(model: tuple[ModuleType, Any], image_size: tuple[int, int]) -> Callable:
+def decoder(model: tuple[Any, Any], image_size: tuple[int, int]) -> Callable:
     """From the outputs of a detector to its candidates (`detection.candidates`)."""
     _, config = model
     anchors = retinanet.anchors(config, image_size)

@@ -36,7 +36,7 @@ class Task(NamedTuple):
     """What to train, apart from the seed."""
 
     config: policy_training.Config
-    model: tuple[Any, Any]  # module of dada.models and its Config
+    model: tuple[Any, Any]  # from `tasks.network`
     data: Data
     batch_size: int
     eval_batch_size: int
