@@ -12,7 +12,8 @@ from dada import policies
 from dada.searches.deepaa import config as deepaa_config
 from dada.training import sgd
 from experiments import plot, search
-from experiments.methods import deepaa_run, search_loop
+from experiments.data import datasets
+from experiments.methods import deepaa_method, deepaa_run, search_loop
 from experiments.runs import command_line, run_folder
 
 SETTINGS = {
@@ -145,6 +146,19 @@ def test_a_run_that_was_killed_before_the_summary_of_its_proxy(files, finished):
     assert (killed / "proxy" / "metrics.jsonl").read_bytes() == proxy
     summaries = [run_folder.read_summary(path / "proxy") for path in (finished, killed)]
     assert summaries[0]["last"] == summaries[1]["last"]
+
+
+def test_parts_have_as_many_images_of_every_class_where_they_can(files):
+    labels = np.repeat(np.arange(4, dtype=np.int32), (70, 40, 60, 50))
+    images = np.zeros((len(labels), 8, 8, 3), np.uint8)
+    whole = datasets.Dataset("a", images, labels, images, labels, tuple("abcd"), np.zeros(3), np.ones(3))
+    settings = search.resolve(small_runs.command(SETTINGS))
+    for num_train, num_valid, expected in ((80, 20, (20, 5)), (81, 20, (None, 5)), (128, None, (None, None))):
+        settings |= {"num_train": num_train, "num_valid": num_valid}
+        parts = deepaa_method.CORRECTED.split(whole, settings)
+        for part, of_each in zip(parts, expected):
+            counts = np.bincount(part.labels)
+            assert counts.tolist() == [of_each] * 4 if of_each else counts.min() < counts.max()
 
 
 def test_points_have_clean_images_of_their_class():

@@ -192,6 +192,7 @@ def test_other_files_and_networks_are_refused(tmp_path):
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     small_runs.write_data_set(folder / "tiny.npz", 160, 40)
+    small_runs.write_folder(folder / "set", np.random.default_rng(0), 20, 5)
     arrays = weights(18, num_classes=4, kernel=3)  # the stem of small images
     np.savez(folder / "whole.npz", **arrays)
     np.savez(folder / "body.npz", **{name: array for name, array in arrays.items() if name[:3] != "fc."})
@@ -231,8 +232,8 @@ def test_a_search_starts_from_it(files):
 
 
 def test_deepaa_takes_it_for_its_network_and_reports_its_accuracy(files):
-    settings = {"method": "deepaa", "proxy_images": 16, "num_points": 2, "valid_batch_size": 2}
-    settings["final_crop"] = 6  # of 8
+    settings = {"method": "deepaa", "proxy_images": 1, "num_points": 2, "valid_batch_size": 2}
+    settings |= {"dataset": str(files / "set"), "input": "host", "image_size": 8, "final_crop": 6}
     with pytest.raises(ValueError, match=r"misses 2 arrays, fc\.bias"):
         task(search, files, "body.npz", **settings)
     with pytest.raises(ValueError, match="--proxy=runs/x has no effect with --pretrained"):
@@ -242,7 +243,7 @@ def test_deepaa_takes_it_for_its_network_and_reports_its_accuracy(files):
     assert_starts_from(state.params, state.batch_stats, given)
     policy = deepaa.extract_policy(found.config, state)
     summary = deepaa_run.report(found, None, [], state, policy)
-    center = found.dataset.test_images[:, 1:7, 1:7]
+    center = np.asarray(found.dataset.test_images)[:, 1:7, 1:7]
     images = augment.normalize(center, augment.IMAGENET_MEAN, augment.IMAGENET_STD)
     logits, _ = quick_jit.jit(resnet.apply, static_argnums=3)(*given, images, False)
     expected = np.mean(np.argmax(logits, -1) == found.dataset.test_labels)

@@ -7,7 +7,7 @@ from experiments.data import datasets, reduced_imagenet
 
 
 def imagenet(num_classes=1000, of_each=60):
-    """Images of one pixel, which say their class and place."""
+    """Images of one pixel, which say their class and place; `of_each` is a count, or one of each class."""
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(num_classes, dtype=np.int32), of_each))
     images = np.stack([labels % 256, labels // 256, np.arange(len(labels)) % 256], -1).astype(np.uint8)
     test = np.arange(num_classes, dtype=np.int32)
@@ -38,7 +38,8 @@ def test_the_classes_of_dada_are_those_of_its_code():
 
 
 def test_the_set_of_ddas_has_50_and_20_of_each_class():
-    halves = datasets.search_parts(reduced_imagenet.reduce("ddas", imagenet(of_each=120)))
+    sizes = np.arange(1000) % 60 + 140  # classes of ImageNet, too, are of several sizes
+    halves = datasets.search_parts(reduced_imagenet.reduce("ddas", imagenet(of_each=sizes)))
     for half, of_each in zip(halves, (50, 20)):
         part = datasets.stratified_part(half, 120 * of_each, "num")
         assert np.bincount(part.labels).tolist() == [of_each] * 120

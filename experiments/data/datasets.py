@@ -348,6 +348,13 @@ def stratified_part(images: sgd.Batch, count: int | None, flag: str) -> sgd.Batc
     return part_of(images, kept)
 
 
+def first_of_each(labels: np.ndarray, count: int) -> np.ndarray:
+    """Places of the first `count` images of each class, or of all of a smaller class; ascending."""
+    order = np.argsort(labels, kind="stable")
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    return np.sort(order[np.arange(len(labels)) - np.repeat(starts, counts) < count])
+
+
 def _strata(labels):
     """The classes that images are divided by, [N]."""
     return labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)

@@ -2,8 +2,8 @@
 
 dada   the rule of the released code: a stratified part of 50,000 of all images, then 120 classes, which it
        lists; about 6,000 images, half of them to validate with
-ddas   all images of 120 classes; with --num_train=6000 --num_valid=2400 50 and 20 of each. Those of the
-       paper are random and not published: these are ours, of seed 0
+ddas   140 images of each of 120 classes, of which --num_train=6000 --num_valid=2400 takes 50 and 20. Those of
+       the paper are random and not published: these are ours, of seed 0
 """
 
 import numpy as np
@@ -13,6 +13,7 @@ from experiments.data import datasets
 NAMES = ("dada", "ddas")
 _NUM_CLASSES, _NUM_KEPT = 1000, 120
 _DADA_IMAGES = 50_000
+_DDAS_OF_EACH = 140  # two halves from which 50 can be taken; fewer than the smallest class has
 # Places among the sorted WordNet ids, in the order of the labels.
 _DADA_CLASSES = """
 16 23 52 57 76 93 95 96 99 121 122 128 148 172 181 189 202 210 232 238 257 258 259 277 283 289 295 304 307
@@ -42,9 +43,11 @@ def reduce(name: str, dataset: datasets.Dataset) -> datasets.Dataset:
         raise ValueError(f"--reduced_imagenet: got {got}, expected 1,000 and more than {_DADA_IMAGES:,}")
     kept, label_of = classes(name), np.full(_NUM_CLASSES, -1, np.int32)
     label_of[kept] = np.arange(_NUM_KEPT)
-    of_all = np.arange(count)
     if name == "dada":
         of_all, _ = datasets.stratified_split(dataset.train_labels, count - _DADA_IMAGES)
+    else:
+        order = np.random.RandomState(0).permutation(count)
+        of_all = order[datasets.first_of_each(dataset.train_labels[order], _DDAS_OF_EACH)]
 
     def part(images, labels, places):
         places = places[label_of[labels[places]] >= 0]

@@ -95,7 +95,19 @@ def _split(dataset: datasets.Dataset, settings: Settings) -> tuple[sgd.Batch, sg
         missing = np.setdiff1d(classes, part.labels)
         if missing.size:
             raise ValueError(f"class {missing[0]} has no image to be {name}, expected one or more")
-    return train, clean
+    return tuple(
+        _equal_part(part, settings[flag], len(classes))
+        for part, flag in ((train, "num_train"), (clean, "num_valid"))
+    )
+
+
+def _equal_part(part, count, num_classes):
+    """`count` images, as many of every class where that can be: a data point draws its class first."""
+    of_each, rest = divmod(count or 0, num_classes)
+    _, counts = np.unique(part.labels, return_counts=True)
+    if not of_each or rest or counts.min() < of_each:
+        return part
+    return datasets.part_of(part, datasets.first_of_each(part.labels, of_each))
 
 
 def _largest_valid_batch(clean: sgd.Batch) -> tuple[int, str]:
@@ -114,7 +126,8 @@ def _config(settings: Settings, fields: dict[str, Any], mesh: Any) -> deepaa.Con
 def _plan(settings: Settings, dataset: datasets.Dataset) -> deepaa_run.Plan:
     part, _, _ = _parts(dataset, settings)
     path = settings.get("proxy")
-    if path is None and settings["batch_size"] > len(part):
+    trains = path is None and not settings["pretrained"]
+    if trains and settings["batch_size"] > len(part):
         raise ValueError(
             f"--batch_size={settings['batch_size']}: the proxy has only {len(part)} training images"
         )

@@ -261,7 +261,8 @@ def _test_accuracy(task, state):
     """Of the proxy: of pretrained weights it says whether their classes are those of the data set."""
     labels = task.dataset.test_labels
     test = jax.jit(policy_training.evaluate, static_argnums=(0, 4))
-    result = test(task.config, state, task.dataset.test_images, labels, _TEST_BATCH)
+    images = np.asarray(task.dataset.test_images)
+    result = test(task.config, state, images, labels, _TEST_BATCH)
     return int(result["num_right"]) / len(labels)
 
 
