@@ -8,6 +8,7 @@ that a damaged one is found here. --dataset=DEST then stands for the folder in t
 """
 
 import pathlib
+import shutil
 
 from absl import flags
 
@@ -34,8 +35,12 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         raise ValueError(f"--packed={packed} is not an empty folder: choose another")
     parts = sources.open_parts(root)
     packed.mkdir(parents=True, exist_ok=True)
-    for name in sorted(parts, key="train".__eq__):  # train.npz last: with it the folder is a data set
-        sources.pack(parts[name], packed, name)
+    try:
+        for name in sorted(parts, key="train".__eq__):  # train.npz last: with it the folder is a data set
+            sources.pack(parts[name], packed, name)
+    except ValueError:
+        shutil.rmtree(packed)  # half a set
+        raise
     print(f"packed   {packed}")
 
 

@@ -38,12 +38,15 @@ from experiments.runs import (
     train_run,
 )
 
+_SMOKE_IMAGES = 32
+
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags."""
     run_flags.define(values)
     add = command_line.definers(values)
-    add.bool("smoke", False, "Take two steps, print their losses, write nothing.")
+    about = f"Take two steps, print their losses, write nothing; on a CPU of {_SMOKE_IMAGES} images at most."
+    add.bool("smoke", False, about)
     add.string("policy", "none", f"One of: {named_policy.FORMS}.")
     about = (
         "Policy after crop and flip, before them, or on whole images on the host, before they are resized."
@@ -141,11 +144,12 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset) -> train_run.Ta
     if frozen:
         p_tp, p_o = (frozen in ("both", part) for part in ("p_tp", "p_o"))
         policy = schedule.freeze(policy, p_tp=p_tp, p_o=p_o)
-    batch_size = settings["batch_size"]
+    batch_size, mesh = settings["batch_size"], devices.mesh(settings["num_devices"])
+    devices.check_batch("batch_size", batch_size, mesh)
+    if settings["smoke"] and jax.default_backend() == "cpu":  # a batch for 8 GPUs would fill the memory
+        batch_size = min(batch_size, _SMOKE_IMAGES * (mesh.size if mesh else 1))
     if batch_size > count:
         raise ValueError(f"--batch_size={batch_size}: {dataset.name} has only {count} training images")
-    mesh = devices.mesh(settings["num_devices"])
-    devices.check_batch("batch_size", batch_size, mesh)
     model = tasks.network(settings, dataset)
     of_task = tasks.fields(settings, model)
     if settings["batch_norm_momentum"] is not None:
@@ -219,7 +223,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
         first, second = train_run.smoke(task, settings["seed"])
         print(
             f"{settings['model']}, {train_run.num_parameters(task.model):,} parameters, "
-            f"loss {first:.4f} and {second:.4f} in two steps"
+            f"loss {first:.4f} and {second:.4f} in two steps of {task.batch_size} images"
         )
         return
     made_of = contents_of(settings, dataset)

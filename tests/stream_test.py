@@ -176,7 +176,7 @@ def test_a_search_on_streamed_images_is_that_on_images_on_the_device(files, name
     assert [{**line, "seconds": 0} for line in lines] == [{**line, "seconds": 0} for line in others]
     assert len(lines) > 2
     assert (streamed / "policy.json").read_bytes() == (held / "policy.json").read_bytes()
-    assert run_folder.read_summary(streamed)["seconds_waited"] > 0
+    assert 0 < run_folder.read_summary(streamed)["share_waited"] < 1
     again = run_flags.load_again(run_folder.read_flags(streamed))
     run_folder.check_contents(streamed, contents.of_dataset(again))
     if name == "ddas":
@@ -232,6 +232,28 @@ def test_batches_depend_on_seed_epoch_and_image_alone(files):
         next(batches(files, range(1), seed=1))[0] != first[0][0]
     ).any()
     np.testing.assert_array_equal(images(files)[5:].sample(0, 1, 0), seen[1, 5])
+
+
+def test_a_source_of_ones_own_needs_labels_classes_length_and_read(files):
+    folder = sources.open_parts(files / "set")["train"]
+
+    class Mine(sources.Source):
+        labels, classes = folder.labels, folder.classes
+
+        def __len__(self):
+            return len(self.labels)
+
+        def read(self, index):
+            return folder.read(index) if index < 20 else b"lost"
+
+    own = host_images.Images(Mine(), host_images.Preparation(8, crop="random_resized"))
+    indices = {0: (0, np.arange(20))}  # by step: epoch, and images of its batch
+    ((pixels, labels),) = stream.batches(own, folder.labels, 0, indices.get, indices, tuple)
+    np.testing.assert_array_equal(labels, folder.labels[:20])
+    np.testing.assert_array_equal(pixels, [images(files).sample(0, 0, index) for index in range(20)])
+    assert own.digest != images(files).digest
+    with pytest.raises(ValueError, match="image 20 of Mine: cannot be decoded"):
+        np.asarray(own)
 
 
 def test_the_order_is_that_of_the_loop_on_the_device(files):

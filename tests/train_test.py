@@ -244,7 +244,10 @@ def test_smoke_takes_two_steps_and_writes_nothing(files, capsys):
     small = ("--model=wrn_10_1", "--batch_size=4", f"--run_dir={files / 'smoke'}", "--smoke")
     given = [f"--flagfile={path}", f"--dataset={files / 'tiny.npz'}", "--num_devices=1", *small]
     train.main(*command_line.parse(train.define, given))
-    assert "wrn_10_1, 77,796 parameters, loss" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "wrn_10_1, 77,796 parameters, loss" in shown and "in two steps of 4 images" in shown
+    train.main(*command_line.parse(train.define, [*given, "--batch_size=2048"]))  # on a CPU not so many
+    assert "in two steps of 32 images" in capsys.readouterr().out
     assert not (files / "smoke").exists()
 
 

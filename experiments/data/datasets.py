@@ -194,7 +194,7 @@ def _is_large(path, image_size):
 
 def _read_valid(path, classes, shape, prepared):
     """Validation images and labels of a file or folder of their own."""
-    if path.is_dir():
+    if path.is_dir() and not sources.is_packed(path):
         how = prepared.image_size, prepared.exif_orientation, prepared.resize
         return image_folder.read_valid(path, classes, shape, *how)
     if path.suffix == ".npz":

@@ -96,8 +96,8 @@ def _run_at_once(task, search, folders):
     # Not where --max_steps ended it.
     is_whole = done < total or done >= method.total_steps(config)
     timing = {"seconds_run": seconds_before + seconds, "seeds_at_once": count}
-    if task.data.is_streamed:
-        timing["seconds_waited"] = search.seconds_waited - waited_before
+    if task.data.is_streamed and seconds:
+        timing["share_waited"] = (search.seconds_waited - waited_before) / seconds  # of this start
     if search.seconds_compile is not None:
         timing["seconds_compile"] = search.seconds_compile - compiled_before
     finished = {}

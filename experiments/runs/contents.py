@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL
 
 from dada import policies
 from experiments.data import datasets, host_images
@@ -65,7 +66,7 @@ def of_weights(tree: Any) -> str:
 def _of_arrays(tree):
     """Of an array, of images with boxes, or of images that are not read yet; None of None."""
     if isinstance(tree, host_images.Images):
-        return f"{list(tree.shape)} from files {tree.digest}"
+        return f"{list(tree.shape)} from files {tree.digest}, decoded by Pillow {PIL.__version__}"
     leaves = jax.tree.leaves(tree)
     return f"{list(leaves[0].shape)} {_digest(*map(np.ascontiguousarray, leaves))}" if leaves else None
 

@@ -95,14 +95,15 @@ def mesh(num_devices: int | None = None) -> jax.sharding.Mesh | None:
     of_process = collections.defaultdict(list)
     for device in jax.devices():
         of_process[device.process_index].append(device)
-    chosen = jax.devices()
+    share = None
     if num_devices is not None:
         share, rest = divmod(num_devices, len(of_process))
         if rest or share > min(map(len, of_process.values())):
             owners = f"{len(of_process)} processes with " if len(of_process) > 1 else ""
             counts = " and ".join(str(len(local)) for local in of_process.values())
             raise ValueError(f"--num_devices={num_devices}: there are {owners}{counts} devices")
-        chosen = [device for local in of_process.values() for device in local[:share]]
+    # Those of a process side by side, as `own_rows` needs them.
+    chosen = [device for local in of_process.values() for device in local[:share]]
     if len(chosen) == 1:
         return None
     return jax.sharding.Mesh(np.array(chosen), (_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))

@@ -226,6 +226,7 @@ def environment():
     return {
         "python": platform.python_version(),
         **_foundation(),
+        "pillow": importlib.metadata.version("pillow"),
         "device_kind": all_devices[0].device_kind,
         "device_count": len(all_devices),
         "process_count": jax.process_count(),
