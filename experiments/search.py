@@ -119,7 +119,10 @@ def _planted_op(name: str, value: float | None, method: Method, config: Any) -> 
         excluded = planting.row_of(whole, name, value)
         if excluded is not None:
             raise ValueError(f"--planted_op: {whole.rows[excluded].name} is excluded: no search can find it")
-        raise ValueError(f"--planted_op: {name} is not in the search space; --extra_ops={name} adds it")
+        hint = f"whose ops are {', '.join(row.name for row in config.space.rows)}"
+        if name in ops.EXTRA_OPS:
+            hint = f"--extra_ops={name} adds it"
+        raise ValueError(f"--planted_op: {name} is not in the search space, {hint}")
     row = config.space.rows[index]
     if value is None:
         # That of the first level which does not leave the images as they are.
@@ -144,10 +147,20 @@ def _largest_valid_batch(method: Method, valid: sgd.Batch, judged: judge.Plan | 
     return most, f"{got} without the half that --judge holds back"
 
 
+def _fitting(size: int, most: int, got: str, share: int) -> int:
+    """A size of at most `most` that `share` devices can divide; says so if that is less than `size`."""
+    fitting = max(min(size, most) // share, 1) * share
+    if fitting < size and devices.is_primary():
+        of_devices = f", and {share} devices share them" if share > 1 else ""
+        print(f"--valid_batch_size={fitting} in place of {size}: {got}{of_devices}", flush=True)
+    return fitting
+
+
 def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_batch: bool = False) -> Task:
     """What resolved flags say, checked, before any folder is made.
 
-    With `fits_valid_batch`, a step has no more validation images than there are, or than --judge leaves.
+    With `fits_valid_batch`, a step has no more validation images than there are, or than --judge leaves, and
+    as many for each device.
 
     Raises:
       ValueError: settings that do not go together, or not with the data set.
@@ -172,8 +185,9 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
         "valid_batch_size": _largest_valid_batch(method, valid, judged),
     }
     if fits_valid_batch:
-        most, _ = limits["valid_batch_size"]
-        settings = {**settings, "valid_batch_size": min(settings["valid_batch_size"], most)}
+        share = mesh.size if mesh and "valid_batch_size" in method.divided else 1
+        size = _fitting(settings["valid_batch_size"], *limits["valid_batch_size"], share)
+        settings = {**settings, "valid_batch_size": size}
     copies = settings.get("num_draws", 1)
     if settings["batch_size"] % copies or settings["batch_size"] < 2 * copies:
         got, expected = f"--batch_size={settings['batch_size']}", f"a multiple of --num_draws={copies}"
@@ -244,7 +258,9 @@ def _named(task: Task, names: dict[str, str]) -> Task:
     """The task with the names that its data and its policies had in the flags of the first start."""
     judged = task.judge
     if judged:
-        judged = judged._replace(also=dict(zip(names["judge_also"].split(","), judged.also.values())))
+        judged = judged._replace(
+            also=dict(zip(named_policy.split(names["judge_also"]), judged.also.values()))
+        )
     return task._replace(dataset=task.dataset._replace(name=names["dataset"]), judge=judged)
 
 

@@ -33,6 +33,7 @@ SETTINGS = {
     "stop_probability": 0.0,
     "planted_op": "Rotate",
 }
+UPPER = dict.fromkeys(("num_chains", "num_prefixes", "penalty", "stop_probability"))
 
 
 @pytest.fixture(scope="module")
@@ -116,23 +117,24 @@ def test_a_resumed_run_ends_in_the_same_bytes(files, finished, max_steps):
 
 
 def test_a_proxy_that_is_given_is_used(files, finished):
-    other = run(files, "given", proxy=str(finished / "proxy"))
+    other = run(files, "given", proxy=str(finished / "proxy"), epochs=None)
     assert not (other / "proxy").exists()
     assert (other / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()
 
 
 def test_another_seed_finds_another_policy(files, finished):
-    both = run(files, "both", seed=0, num_seeds=2, num_layers=1, updates_per_layer=1)
+    both = run(files, "both", seed=0, num_seeds=2, num_layers=1, updates_per_layer=1, **UPPER)
     found = [policies.load(both / f"seed_{seed}" / "policy.json").content.probability for seed in (0, 1)]
     assert (found[0] != found[1]).any()
     assert (both / "seed_1" / "proxy" / "summary.json").exists()
 
 
 def test_a_layer_of_identity_is_the_last(files, finished):
-    shorter = run(files, "short", proxy=str(finished / "proxy"), stop_probability=0.9)
+    given = {"proxy": str(finished / "proxy"), "epochs": None, "stop_probability": 0.9}
+    shorter = run(files, "short", **given)
     assert len(policies.load(shorter / "policy.json").content.probability) == 1
     before = small_runs.snapshot(shorter)
-    run(files, "short", proxy=str(finished / "proxy"), stop_probability=0.9, resume=True)
+    run(files, "short", resume=True, **given)
     assert small_runs.snapshot(shorter) == before
 
 
@@ -187,7 +189,24 @@ def test_points_have_clean_images_of_their_class():
         ({"valid_batch_size": 20}, "--valid_batch_size=20: class . has . images to be clean, expected 20"),
         ({"proxy_images": 150}, "--proxy_images=150: expected less than 128 of the 160"),
         ({"proxy_images": 10}, "--batch_size=16: the proxy has only 10"),
-        ({"proxy": "nowhere"}, "nowhere.flags.txt: no such file"),
+        *(
+            ({"proxy": "p", "epochs": None, flag: value}, f"--{flag}={value} has no effect with --proxy")
+            for flag, value in {
+                "epochs": 3,
+                "learning_rate": 0.2,
+                "weight_decay": 0.1,
+                "clip_norm": 1.0,
+            }.items()
+        ),
+        *(
+            ({**UPPER, "num_layers": 1, flag: 0.5}, f"--{flag}=0.5 has no effect with --num_layers=1")
+            for flag in ("penalty", "stop_probability")
+        ),
+        *(
+            ({**UPPER, "num_layers": 1, flag: 5}, f"--{flag}=5 has no effect with --num_layers=1")
+            for flag in ("num_chains", "num_prefixes")
+        ),
+        ({"proxy": "nowhere", "epochs": None}, "nowhere.flags.txt: no such file"),
         ({"search_space": "strength"}, "space: got 'strength' without Identity"),
         ({"planted_op": "Rotate:0"}, "expected a finite value that changes the images"),
         ({"planted_op": "RandCrop"}, "--planted_op: got 'RandCrop', expected one of Identity"),
@@ -205,4 +224,4 @@ def test_a_proxy_of_another_network_is_refused(files, finished):
     text = (files / "other" / "flags.txt").read_text()
     (files / "other" / "flags.txt").write_text(text.replace("wrn_10_1", "wrn_16_1"))
     with pytest.raises(ValueError, match="expected a trained wrn_10_1, got a run of wrn_16_1"):
-        run(files, "refused", proxy=str(files / "other"))
+        run(files, "refused", proxy=str(files / "other"), epochs=None)

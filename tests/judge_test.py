@@ -13,7 +13,7 @@ from experiments import search
 from experiments.data import datasets
 from experiments.figures import finished_run, search_figures
 from experiments.methods import deepaa_run, judge, search_loop
-from experiments.runs import run_folder, train_run, welch
+from experiments.runs import contents, run_folder, train_run, welch
 
 draw_all = finished_run.draw
 SMALL = {
@@ -129,13 +129,27 @@ def rows(wrong, num_seeds=3, count=50):
 def test_the_simplest_that_nothing_beats_is_recommended(changes, recommended):
     names = ("none", "base", "found", "random", "a.json")
     right = {name: changes.get(name, rows((20, 21, 19))) for name in names}
-    verdict = judge.decide(right)
+    verdict = judge.decide(right, dict.fromkeys(right, 0))
     assert verdict["recommended"] == recommended and verdict["test_images"] == 50
     assert verdict["better_than_random"] == ("found" in changes and recommended != "none")
     assert verdict["rows"][0] == {
         **{"name": "none", "mean": pytest.approx(40.0), "deviation": pytest.approx(2.0), "n": 3},
         "errors": pytest.approx([40.0, 42.0, 38.0]),
+        "diverged": 0,
     }
+
+
+def test_a_row_that_diverged_is_not_recommended():
+    right = {name: rows((20, 21, 19)) for name in judge.ROWS} | {"found": rows(0)}
+    for number, recommended in ((0, "found"), (1, "none")):
+        verdict = judge.decide(right, {**dict.fromkeys(right, 0), "found": number})
+        assert verdict["recommended"] == recommended and verdict["rows"][2]["diverged"] == number
+
+
+@pytest.mark.parametrize(("count", "recommended"), [(1, "none"), (2, "none"), (5, "none"), (6, "found")])
+def test_without_any_spread_the_number_of_images_decides(count, recommended):
+    right = {name: rows(count, count=count) for name in judge.ROWS} | {"found": rows(0, count=count)}
+    assert judge.decide(right, dict.fromkeys(right, 0))["recommended"] == recommended
 
 
 def test_differences_of_items_are_a_third_term():
@@ -159,7 +173,9 @@ def test_a_run_leaves_its_verdict(files, finished):
     names = ["none", "base", "found", "random"]
     assert [row["name"] for row in verdict["rows"]] == names and verdict["test_images"] == 20
     for row in verdict["rows"]:
-        right = run_folder.read_summary(finished / "judge" / row["name"])["right"]
+        summary = run_folder.read_summary(finished / "judge" / row["name"])
+        assert summary["made_of"]["seeds"] == [0, 1] and summary["diverged"] == []
+        right = summary["right"]
         assert row["errors"] == pytest.approx([100 - 5 * one.count("1") for one in right])
     recommended = policies.to_json(policies.load(finished / "recommended.json"))
     is_found = verdict["recommended"] == "found"
@@ -211,9 +227,13 @@ def test_the_report_says_what_to_do(files, tmp_path):
             "--policy_position=after_crop",
         ),
     }.items():
-        verdict = judge.decide(right if better == "none" else {**right, better: rows((8, 10, 9))})
+        known = right if better == "none" else {**right, better: rows((8, 10, 9))}
+        verdict = judge.decide(known, {**dict.fromkeys(known, 0), "random": 1})
         text = judge.report(small, tmp_path, verdict)
-        assert text.splitlines()[0] == "none    40.0 ± 2.0 %  n = 3"
+        lines = text.splitlines()
+        assert lines[0] == "none    40.0 ± 2.0 %  n = 3"
+        assert lines[3] == "random  40.0 ± 2.0 %  n = 3, 1 diverged"
+        assert lines[4].endswith(" (p < 0.05) on 50 test images")
         assert said in text and flags in text.splitlines()[-1]
         assert ("recommended.json" in text) == (better == "found")
         assert ("not better than a random one" in text) == (better != "found")
@@ -279,13 +299,69 @@ def test_half_of_the_images_of_the_place_of_use_is_held_back(files, changes):
         search.task_of(resolved, own._replace(valid_labels=np.array([3, 0, 0, 0, 0, 0, 0])))
 
 
+def test_policies_that_stand_alone_are_trained_with_and_recommended_alone(files, tmp_path):
+    small = task(files, "more.npz", **DEEPAA)
+    right = {name: rows((20, 21, 19)) for name in judge.ROWS}
+    alone = "--crop_padding=0 --noflip --cutout_length=0"
+    for name, flags in {"base": "--crop_padding=1 --flip --cutout_length=2", "found": alone}.items():
+        better = {**right, name: rows((8, 10, 9))}
+        text = judge.report(small, tmp_path, judge.decide(better, dict.fromkeys(better, 0)))
+        assert text.endswith(flags)
+    padding = {name: judge._config(small, name, policies.identity()).crop_padding for name in judge.ROWS}
+    assert padding == {"none": 0, "base": 1, "found": 0, "random": 0}
+    padding = [judge._config(task(files), name, policies.identity()).crop_padding for name in judge.ROWS]
+    assert padding == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("num_ops", [2, 3])
+def test_the_random_policy_has_the_size_of_the_one_found(files, tmp_path, monkeypatch, num_ops):
+    trained = {}
+
+    def train(task, path, name, policy, *_):
+        trained[name] = policy
+        return {"right": ["01" * 10] * 2, "diverged": []}
+
+    monkeypatch.setattr(judge, "_train", train)
+    folder = run_folder.RunFolder(tmp_path)
+    folder.write_summary({})
+    judge.run(task(files), folder, 0, policies.random_policy(7, "directed", num_ops=num_ops))
+    assert trained["random"].content.row.shape == trained["found"].content.row.shape == (25, num_ops)
+
+
+def test_a_training_that_diverges_is_all_wrong(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "_TRAINING", {**judge._TRAINING, "learning_rate": 1e38})
+    small = task(files, judge_epochs=3)
+    test = jax.tree.map(lambda part: part[small.judge.held_out], small.data.valid)
+
+    def is_right(state, test):
+        return np.ones(len(test.labels), int)
+
+    result = judge._train(small, tmp_path, "none", policies.identity(), range(2), test, is_right)
+    assert result == {"right": ["0" * 20] * 2, "diverged": [0, 1]}
+
+
+def test_a_row_of_other_things_is_begun_anew(tmp_path):
+    path, made_of = tmp_path / "judge" / "found", {"policy": "a", "seeds": [0, 1]}
+    assert judge._begun(path, made_of) == {"made_of": made_of}
+    for other in ({**made_of, "policy": "b"}, made_of, {**made_of, "seeds": [2, 3]}):
+        (path / "seed_0").mkdir()
+        assert judge._begun(path, other) == {"made_of": other}
+        assert not (path / "seed_0").exists()
+    (path / "seed_0").mkdir()
+    judge._begun(path, other)
+    assert (path / "seed_0").exists()  # half trained
+    judge._finish(path, {"made_of": other, "right": ["1"]})
+    assert judge._begun(path, other)["right"] == ["1"] and not (path / "seed_0").exists()
+    (path / "summary.json").write_text('{"right": ["1"]}')  # from before
+    assert "right" not in judge._begun(path, other)
+
+
 def test_two_seeds_are_judged_each_and_as_one(files, tmp_path, monkeypatch):
     given, trained = {**settings(files), "epochs": 1, "num_seeds": 2, "seed": 5}, []
 
-    def train(task, path, name, policy, seed, *_):
-        trained.append((name, seed, policy.seed))
-        path.mkdir(parents=True)
-        run_folder.RunFolder(path).write_summary({"right": ["01" * 10] * 2})
+    def train(task, path, name, policy, seeds, *_):
+        trained.append((name, seeds[0] // 2, policy.seed))
+        return {"right": ["01" * 10] * 2, "diverged": []}
 
     monkeypatch.setattr(judge, "_train", train)
     path = small_runs.run_here(search, given, tmp_path / "run")
@@ -306,3 +382,11 @@ def test_two_seeds_are_judged_each_and_as_one(files, tmp_path, monkeypatch):
         if not name.endswith("environment.json"):
             assert pathlib.Path(name).read_bytes() == content, name
     assert [file.name for file in draw_all(path)] == ["agreement.png", "verdict.png"]
+    # One seed more makes another policy of all, which is judged anew.
+    small_runs.run_here(search, {**given, "num_seeds": 3}, path, resume=True)
+    assert [(name, seed) for name, seed, _ in trained[12:]] == [
+        (row, seed) for seed in (7, 8) for row in judge.ROWS
+    ]
+    made_of = run_folder.read_summary(path / "judge" / "found")["made_of"]
+    merged = contents.of_policies([policies.load(path / "policy.json")])
+    assert made_of == {"policy": merged, "seeds": [16, 17]}

@@ -67,8 +67,8 @@ def settings(inputs, kind):
     if kind == "train":
         return train, {**given, "policy": inputs / "policy.json"}
     if kind == "deepaa":
-        return search, {**given, **DEEPAA, "proxy": inputs / "proxy"}
-    judged = {"judge": True, "judge_also": f"random:1,{inputs / 'policy.json'}"}
+        return search, {**given, **DEEPAA, "proxy": inputs / "proxy", "epochs": None}
+    judged = {"judge": True, "judge_also": f"randaugment:2,9,{inputs / 'policy.json'}"}
     return search, {**given, "valid_dataset": inputs / "valid.npz", "valid_batch_size": 8, **judged}
 
 
@@ -133,10 +133,10 @@ OTHER_INPUTS = {
         lambda at: policies.save(at / "policy.json", policies.identity()),
         "judge_also: got",
     ),
-    "fewer_judged": ("search", {"judge_also": "random:1"}, "judge_also: got"),
+    "fewer_judged": ("search", {"judge_also": "randaugment:2,9"}, "judge_also: got"),
     "no_judge": ("search", {"judge": None, "judge_also": None}, "was run with --judge=true, got false"),
     "proxy": ("deepaa", lambda at: write_proxy(at / "proxy", 1), "proxy: got"),
-    "no_proxy": ("deepaa", {"proxy": None}, "proxy: got none, expected"),
+    "no_proxy": ("deepaa", {"proxy": None}, r"was run with --clip_norm=\(unset\), got 5"),
     "seeds": ("train", {"num_seeds": 2}, "run holds a run of one seed, got --num_seeds=2"),
 }
 
@@ -283,8 +283,8 @@ SAME_INPUTS = {
     "policy_by_name": ("train", lambda at: {"policy": "random:0"}),
     "eval_batch_size": ("train", lambda at: {"eval_batch_size": 7}),
     "valid_moved": ("search", lambda at: {"valid_dataset": moved(at, "valid.npz") / "valid.npz"}),
-    "judged": ("search", lambda at: {"judge_also": f"random:1,{relative(at / 'policy.json')}"}),
-    "judged_home": ("search", lambda at: {"judge_also": "random:1,~/policy.json"}),
+    "judged": ("search", lambda at: {"judge_also": f"randaugment:2,9,{relative(at / 'policy.json')}"}),
+    "judged_home": ("search", lambda at: {"judge_also": "randaugment:2,9,~/policy.json"}),
     "proxy_moved": ("deepaa", lambda at: {"proxy": f"{moved(at, 'proxy') / 'proxy'}/"}),
 }
 
@@ -328,9 +328,10 @@ def test_a_resumed_run_keeps_the_names_of_its_first_start(inputs, monkeypatch):
     assert tasks[0].recipe == tasks[1].recipe
     shutil.rmtree(inputs / "run")
     go(inputs, "search")
-    go(inputs, "search", resume=True, judge_also="random:1,~/policy.json", dataset="~/data.npz")
+    go(inputs, "search", resume=True, judge_also="randaugment:2,9,~/policy.json", dataset="~/data.npz")
     assert tasks[2].dataset.name == tasks[3].dataset.name == str(inputs / "data.npz")
-    assert list(tasks[2].judge.also) == list(tasks[3].judge.also) == ["random:1", str(inputs / "policy.json")]
+    judged = ["randaugment:2,9", str(inputs / "policy.json")]
+    assert list(tasks[2].judge.also) == list(tasks[3].judge.also) == judged
 
 
 def test_another_process_has_other_inputs(tmp_path, monkeypatch):

@@ -367,6 +367,16 @@ def test_random_policy_of_another_space():
         policies.random_policy(0, num_sub_policies=106)
 
 
+def test_random_policy_of_longer_sub_policies():
+    row, probability, level, _ = policies.random_policy(3, num_ops=3).content
+    triples = {tuple(triple) for triple in row.tolist()}
+    assert len(triples) == 25 and all(first < second < third for first, second, third in triples)
+    assert probability.shape == level.shape == (25, 3)
+    assert len(np.unique([probability, level])) == 150
+    with pytest.raises(ValueError, match=r"num_sub_policies: got 0, expected 1\.\.0"):
+        policies.random_policy(0, num_ops=16)
+
+
 def test_top_k():
     sequences = [[(op, 0.5, 0.5)] for op in ("Invert", "Color", "Rotate")]
     sequences.append([("Cutout", 0.1, 0.2), ("Invert", 0.3, 0.4)])

@@ -238,6 +238,8 @@ def test_deepaa_takes_it_for_its_network_and_reports_its_accuracy(files):
         task(search, files, "body.npz", **settings)
     with pytest.raises(ValueError, match="--proxy=runs/x has no effect with --pretrained"):
         task(search, files, "whole.npz", proxy="runs/x", **settings)
+    with pytest.raises(ValueError, match="--epochs=3 has no effect with --pretrained"):
+        task(search, files, "whole.npz", epochs=3, **settings)
     found, given = task(search, files, "whole.npz", **settings)
     state, _ = deepaa_run.start(found, 0, None, 0)
     assert_starts_from(state.params, state.batch_stats, given)

@@ -22,6 +22,9 @@ SMALL = {
     "extra_ops": ["Rotate90"],
     "planted_op": "Rotate90",
 }
+OFFICIAL_ESTIMATORS = (
+    "--estimator=straight_through: expected one of relax, reinforce, gumbel with --preset=official"
+)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +201,7 @@ def test_official_preset_and_max_steps(files, monkeypatch):
         ({"planted_op": "Brightness:nan"}, "expected a finite value that changes the images"),
         ({"planted_op": "Rotate:0"}, "expected a finite value that changes the images"),
         ({"planted_op": "FlipUD"}, "--extra_ops=FlipUD adds it"),
+        ({"planted_op": "Cutout"}, "Cutout is not in the search space, whose ops are ShearX"),
         ({"planted_op": "Rotate90,Rotate:0"}, "got 'Rotate:0', expected a finite value that changes"),
         ({"planted_op": "Rotate90,"}, "--planted_op: got '', expected one of"),
         ({"num_valid": 41}, "--num_valid=41: the search has only 40 such images"),
@@ -208,7 +212,7 @@ def test_official_preset_and_max_steps(files, monkeypatch):
             "--policy_space=slots has no effect with --preset=official",
         ),
         ({"preset": "official", "score": "exact"}, "--score=exact has no effect with --preset=official"),
-        ({"preset": "official", "estimator": "straight_through"}, "expected one of relax, reinforce, gumbel"),
+        ({"preset": "official", "estimator": "straight_through"}, OFFICIAL_ESTIMATORS),
         (
             {"preset": "official", "dtype": "bfloat16"},
             "--dtype=bfloat16 has no effect with --preset=official",
@@ -218,6 +222,10 @@ def test_official_preset_and_max_steps(files, monkeypatch):
             "--dtype=bfloat16: got --hypergradient=finite_difference, expected exact",
         ),
         ({"method": "ddas", "dtype": "bfloat16"}, "--dtype belongs to --method=dada, got --method=ddas"),
+        (
+            {"policy_space": "slots", "estimator": "gumbel"},
+            "--estimator=gumbel has no effect with --score=cosine; --score=exact reads it",
+        ),
         ({"policy_space": "slots", "top_k": 10}, "--top_k=10 has no effect with --policy_space=slots"),
     ],
 )

@@ -10,10 +10,10 @@ from experiments import plot, search, train
 from experiments.data import datasets
 from experiments.figures import finished_search, image_figures, search_figures
 from experiments.methods import deepaa_run, search_loop
-from experiments.runs import command_line, run_folder
+from experiments.runs import command_line, run_flags, run_folder
 
 SMALL = {"model": "wrn_10_1", "epochs": 1, "batch_size": 16, "crop_padding": 1, "cutout_length": 2}
-DEEPAA = {"proxy_images": 16, "num_points": 4, "num_layers": 1, "updates_per_layer": 1, "num_chains": 2}
+DEEPAA = {"proxy_images": 16, "num_points": 4, "num_layers": 1, "updates_per_layer": 1}
 DARK = np.broadcast_to(np.arange(7, dtype=np.uint8)[:, None, None, None], (7, 8, 8, 3)) + np.uint8(3)
 LABELS = np.array([3, 3, 3, 0, 0, 0, 0])  # classes 1 and 2 are missing
 
@@ -151,6 +151,37 @@ def test_some_of_the_images(files, valid):
     counts = [np.bincount(part.valid.labels, minlength=4) for part in (whole, some, fewer)]
     for part, size in zip(counts[1:], (6, 3)):
         assert np.all(np.abs(part - counts[0] * size / counts[0].sum()) < 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "said"),
+    [
+        (
+            {"num_valid": 30},
+            24,
+            "24 in place of 64: the search has only 30 such images, and 8 devices share them",
+        ),
+        ({"num_valid": 30, "num_devices": 1}, 30, "30 in place of 64: the search has only 30 such images\n"),
+        ({"num_valid": 30, "method": "ddas", "batch_size": 16}, 24, "24 in place of 256"),
+        (
+            {"method": "deepaa", **DEEPAA, "num_points": 8, "batch_size": 16},
+            3,
+            "3 in place of 64: class 2 has 3 images to be clean\n",
+        ),
+    ],
+)
+def test_a_size_that_was_not_given_fits_the_images_and_the_devices(files, capsys, changes, size, said):
+    given = {**SMALL, "dataset": files / "tiny.npz", "batch_size": 64, "num_devices": 8, **changes}
+    resolved = search.resolve(small_runs.command(given))
+    found = search.task_of(resolved, load(files, valid=None), fits_valid_batch=True)
+    assert found.sizes[1] == size and f"--valid_batch_size={said}" in capsys.readouterr().out
+
+
+def test_an_empty_name_is_none(files):
+    resolved = search.resolve(
+        small_runs.command({**SMALL, "dataset": files / "tiny.npz", "valid_dataset": ""})
+    )
+    assert run_flags.load_dataset(resolved).valid_images is None
 
 
 @pytest.mark.parametrize("preset", ["corrected", "official"])

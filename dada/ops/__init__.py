@@ -8,6 +8,7 @@ search spaces. Needs jax and numpy; copy the folder alone.
 from .table import (
     ALL_OPS,
     BOX_OPS,
+    EXTRA_OPS,
     OPS,
     RANDOM_OPS,
     SPACE_NAMES,
@@ -28,6 +29,7 @@ from .table import (
 __all__ = [
     "ALL_OPS",
     "BOX_OPS",
+    "EXTRA_OPS",
     "OPS",
     "RANDOM_OPS",
     "SPACE_NAMES",

@@ -336,6 +336,9 @@ _SPACES = {
 }
 
 SPACE_NAMES: tuple[str, ...] = tuple(_SPACES)
+_WITH_MAGNITUDE = {row.op for space in _SPACES.values() for row in space if row.unit}
+# Ops that can be added to a search space.
+EXTRA_OPS: tuple[str, ...] = tuple(op for op in ALL_OPS if op not in _WITH_MAGNITUDE)
 
 
 def search_space(
@@ -357,12 +360,10 @@ def search_space(
     if name not in _SPACES:
         raise ValueError(f"search space: got {name!r}, expected one of {', '.join(SPACE_NAMES)}")
     rows = _SPACES[name]
-    with_magnitude = {row.op for space in _SPACES.values() for row in space if row.unit}
-    allowed = [op for op in ALL_OPS if op not in with_magnitude]
     seen = {row.op for row in rows}
     for op in extra_ops:
-        if op not in allowed:
-            raise ValueError(f"extra op: got {op!r}, expected one of {', '.join(allowed)}")
+        if op not in EXTRA_OPS:
+            raise ValueError(f"extra op: got {op!r}, expected one of {', '.join(EXTRA_OPS)}")
         if op in seen:
             raise ValueError(f"extra op {op!r} is already in search space {name!r}")
         seen.add(op)

@@ -262,31 +262,33 @@ def identity(search_space: str = "strength", extra_ops: tuple[str, ...] = ()) ->
 
 
 def random_policy(
-    seed: int, search_space: str = "dada", *, num_sub_policies: int | None = None, **options
+    seed: int, search_space: str = "dada", *, num_ops: int = 2, num_sub_policies: int | None = None, **options
 ) -> Policy:
-    """Returns the random baseline of the official DADA code.
+    """Returns the random baseline of the official DADA code, or the same with sub-policies of other length.
 
     Legacy numpy generator: the first pairs of a permutation of all unordered pairs of distinct ops
-    (lexicographic), then per pair four uniforms (probability 1, level 1, probability 2, level 2).
+    (lexicographic), then per pair four uniforms (probability 1, level 1, probability 2, level 2). With K ops
+    in place of 2: sets of K, and 2 K uniforms for each.
 
     Args:
       seed: of the generator, in [0, 2**32).
       search_space: name of the search space.
-      num_sub_policies: None for 25, or for all pairs of a space with fewer.
+      num_ops: K, ops of a sub-policy.
+      num_sub_policies: None for 25, or for all sets of a space with fewer.
       **options: extra_ops and excluded_ops of the search space.
 
     Raises:
-      ValueError: more sub-policies than pairs, or a space of one op.
+      ValueError: more sub-policies than sets, or a space of fewer than K ops.
     """
     names = [row.name for row in ops.search_space(search_space, **options).rows]
-    pairs = list(itertools.combinations(names, 2))
-    num_sub_policies = min(25, len(pairs)) if num_sub_policies is None else num_sub_policies
-    possible = 0 < num_sub_policies <= len(pairs)
-    _require(possible, "num_sub_policies", num_sub_policies, f"1..{len(pairs)}")
+    sets = list(itertools.combinations(names, num_ops))
+    num_sub_policies = min(25, len(sets)) if num_sub_policies is None else num_sub_policies
+    possible = 0 < num_sub_policies <= len(sets)
+    _require(possible, "num_sub_policies", num_sub_policies, f"1..{len(sets)}")
     generator = np.random.RandomState(seed)
-    chosen = generator.permutation(len(pairs))[:num_sub_policies]
-    numbers = generator.uniform(size=(num_sub_policies, 2, 2))
-    sequences = [[(op, *numbers[n, k]) for k, op in enumerate(pairs[pair])] for n, pair in enumerate(chosen)]
+    chosen = generator.permutation(len(sets))[:num_sub_policies]
+    numbers = generator.uniform(size=(num_sub_policies, num_ops, 2))
+    sequences = [[(op, *numbers[n, k]) for k, op in enumerate(sets[one])] for n, one in enumerate(chosen)]
     return from_sequences(search_space, sequences, method="random", seed=seed, **options)
 
 

@@ -51,7 +51,7 @@ def unread(settings: Settings) -> dict[str, str]:
     if settings["score"] == "exact":
         return names | {"num_draws": "--score=exact"}
     exact = ("estimator", "hypergradient", "temperature", "final_temperature")
-    return names | dict.fromkeys(exact, "--score=cosine")
+    return names | dict.fromkeys(exact, "--score=cosine; --score=exact reads it")
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
@@ -75,6 +75,9 @@ def defaults(settings: Settings) -> dict[str, Any]:
 def _config(library: ModuleType, settings: Settings, fields: dict[str, Any], mesh: Any) -> Any:
     del mesh
     policy_space.init("pairs", len(fields["space"].rows))  # refuses a space of one op
+    if library is dada_official and settings["estimator"] not in official_config.ESTIMATORS:
+        expected = f"expected one of {', '.join(official_config.ESTIMATORS)} with --preset=official"
+        raise ValueError(f"--estimator={settings['estimator']}: {expected}")
     if settings.get("hypergradient") == "finite_difference" and settings.get("dtype") == "bfloat16":
         expected = "expected exact: such differences are smaller than its rounding"
         raise ValueError(f"--dtype=bfloat16: got --hypergradient=finite_difference, {expected}")
@@ -119,6 +122,7 @@ CORRECTED = Method(
     watched=("train_loss", "valid_loss"),
     maps_seeds=True,
     policy_position="after_crop",
+    stands_alone=False,
     split=lambda dataset, settings: datasets.search_parts(dataset),
     largest_valid_batch=search_loop.largest_batch,
     config=functools.partial(_config, dada),

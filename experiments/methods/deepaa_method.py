@@ -16,6 +16,9 @@ from experiments.runs import command_line, compiled_loop, run_folder
 
 _DEFAULTS = defaults_of(deepaa.Config)
 _SPLIT_SEED = 0  # the same three parts for all seeds of a search
+# Flags that nothing reads but the training of a proxy, and those of the layers on top of the first one.
+_OF_PROXY = ("epochs", "learning_rate", "weight_decay", "clip_norm")
+_OF_UPPER_LAYERS = ("num_chains", "num_prefixes", "penalty", "stop_probability")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -36,17 +39,20 @@ def define(values: flags.FlagValues) -> None:
     )
     add.integer("chunk_size", _DEFAULTS["chunk_size"], "Images in the network at once.", lower_bound=1)
     add.string("proxy", None, "Run folder of a trained network of --model. Default: trains one first.")
-    add.integer(
-        "proxy_images", None, "Training images that only the proxy sees. Default: a tenth.", lower_bound=1
-    )
+    about = "Training images that the search leaves to the proxy, to that of --proxy too. Default: a tenth."
+    add.integer("proxy_images", None, about, lower_bound=1)
 
 
 def unread(settings: Settings) -> dict[str, str]:
     """Flags that have no effect, and the flag that makes it so."""
-    return {
-        **({"proxy": "--pretrained"} if settings["pretrained"] else {}),
-        **dict.fromkeys(("crop", "crop_area", "decode_threads"), "--method=deepaa"),
-    }
+    names = dict.fromkeys(("crop", "crop_area", "decode_threads"), "--method=deepaa")
+    if settings["num_layers"] == 1:
+        names |= dict.fromkeys(_OF_UPPER_LAYERS, "--num_layers=1")
+    if settings["pretrained"]:
+        names |= dict.fromkeys(("proxy", *_OF_PROXY), "--pretrained")
+    elif settings["proxy"]:
+        names |= dict.fromkeys(_OF_PROXY, "--proxy")
+    return names
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def _largest_valid_batch(clean: sgd.Batch) -> tuple[int, str]:
 
 def _config(settings: Settings, fields: dict[str, Any], mesh: Any) -> deepaa.Config:
     loop = "scan" if compiled_loop.scans() or mesh is not None else "python"
-    stop_probability = settings["stop_probability"] or None
+    stop_probability = settings.get("stop_probability") or None
     return deepaa.Config(**{**fields, "stop_probability": stop_probability, "chunk_loop": loop})
 
 
@@ -139,10 +145,11 @@ def _plan(settings: Settings, dataset: datasets.Dataset) -> deepaa_run.Plan:
     proxy = deepaa_run.Proxy(
         folder=path and pathlib.Path(path),
         images=sgd.Batch(dataset.train_images[part], dataset.train_labels[part]),
-        num_epochs=settings["epochs"],
+        num_epochs=settings.get("epochs", 0),
         batch_size=settings["batch_size"],
-        settings={name: settings[name] for name in ("learning_rate", "weight_decay", *base)}
-        | {"clip_norm": settings["clip_norm"] or None},
+        # Without a training the yardstick of --measure_cost is left, for which the numbers do not matter.
+        settings={name: settings.get(name, 0.0) for name in ("learning_rate", "weight_decay", *base)}
+        | {"clip_norm": settings.get("clip_norm") or None},
     )
     return deepaa_run.Plan(settings["num_points"], settings["model"], proxy)
 
@@ -160,6 +167,7 @@ CORRECTED = Method(
     watched=("cosine",),
     maps_seeds=False,
     policy_position="first",
+    stands_alone=True,  # it has flip, cutout and crop of its own, and the flags say how the proxy trains
     split=_split,
     largest_valid_batch=_largest_valid_batch,
     config=_config,

@@ -6,11 +6,15 @@
     random  base and a random policy of the same search space, for comparison only
     NAME    base and another policy, one row each
 
+Of a method whose policies stand alone (`Method.stands_alone`), found, random and NAME have no base.
+
 All rows train the network of the search on its training images, with one recipe, for the same number of steps
 and with the same seeds, and are tested on one stratified half of the validation images. The last third of the
 search, or of each layer of DeepAA, draws its validation images from the other half; before that it sees all.
 
-    RUN/judge/ROW/summary.json   which images a finished row had right; it is not trained again
+    RUN/judge/ROW/summary.json   of what the row is made: its policy and seeds; once it is finished, which
+                                 images it had right, and which seeds diverged. It is trained again only if
+                                 it is made of other things, as when a run of several seeds has grown.
     RUN/recommended.json         the policy that is recommended; it applies nothing for none and base
     RUN/summary.json             gets "verdict", see `decide`
 """
@@ -21,6 +25,7 @@ import shlex
 import shutil
 import statistics
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +36,7 @@ from dada import policies
 from dada.training import policy_training, sgd
 from experiments.data import datasets
 from experiments.methods.method import Settings, Task
-from experiments.runs import devices, named_policy, run_folder, train_run, welch
+from experiments.runs import contents, devices, named_policy, run_folder, train_run, welch
 
 ROWS = ("none", "base", "found", "random")
 _COLORS = {"color_jitter": 0.0, "lighting": 0.0}
@@ -93,16 +98,14 @@ def run(task: Task, folder: run_folder.RunFolder, seed: int, found: policies.Pol
 
     Returns:
       the verdict, see `decide`; None in other processes than the first one.
-
-    Raises:
-      command_line.Interrupted: the loss of a training is not finite.
     """
     options = {"extra_ops": found.extra_ops, "excluded_ops": found.excluded_ops}
+    num_ops = found.content.row.shape[1] if found.kind == "sub_policies" else 2
     rows = {
         "none": policies.identity(),
         "base": policies.identity(),
         "found": found,
-        "random": policies.random_policy(seed, found.search_space, **options),
+        "random": policies.random_policy(seed, found.search_space, num_ops=num_ops, **options),
         **task.judge.also,
     }
     if task.judge.base == _NO_BASE:
@@ -110,16 +113,20 @@ def run(task: Task, folder: run_folder.RunFolder, seed: int, found: policies.Pol
     valid = devices.local(task.data.valid, task.mesh)
     test = sgd.Batch(*(jnp.asarray(np.asarray(part)[task.judge.held_out]) for part in valid))
     is_right = jax.jit(functools.partial(_is_right, _config(task, "none", rows["none"])))
-    right = {}
+    right, num_diverged = {}, {}
+    seeds = range(_NUM_SEEDS * seed, _NUM_SEEDS * (seed + 1))
     for name, policy in rows.items():
         path = folder.path / "judge" / urllib.parse.quote(name, safe="")
-        if not (path / "summary.json").is_file():
-            _train(task, path, name, policy, seed, test, is_right)
-        if devices.is_primary():
-            right[name] = np.array([list(map(int, row)) for row in run_folder.read_summary(path)["right"]])
+        made_of = {"policy": contents.of_policies([policy]), "seeds": list(seeds)}
+        summary = _begun(path, made_of)
+        if "right" not in summary:
+            summary |= _train(task, path, name, policy, seeds, test, is_right)
+            _finish(path, summary)
+        right[name] = np.array([list(map(int, row)) for row in summary["right"]])
+        num_diverged[name] = len(summary["diverged"])
     if not devices.is_primary():
         return None
-    verdict = decide(right)
+    verdict = decide(right, num_diverged)
     policies.save(folder.path / "recommended.json", rows[verdict["recommended"]])
     folder.write_summary({**run_folder.read_summary(folder.path), "verdict": verdict})
     return verdict
@@ -129,6 +136,36 @@ def _batch_size(mesh):
     """The smallest from _BATCH_SIZE on that the devices share equally."""
     count = 1 if mesh is None else mesh.size
     return -(-_BATCH_SIZE // count) * count
+
+
+def _begun(path, made_of):
+    """The summary of a row made of this, finished or begun; one that is made of other things is deleted."""
+    summary = run_folder.read_summary(path) if (path / "summary.json").is_file() else {}
+    devices.barrier(f"{path}: read")  # by all processes, before the first one changes it
+    if summary.get("made_of") != made_of:
+        summary = {"made_of": made_of}
+        if devices.is_primary():
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.mkdir(parents=True)
+            run_folder.RunFolder(path).write_summary(summary)
+    devices.barrier(f"{path}: begun")
+    return summary
+
+
+def _finish(path, summary):
+    """Keeps of a row its summary only."""
+    devices.barrier(f"{path}: tested")
+    if devices.is_primary():
+        run_folder.RunFolder(path).write_summary(summary)
+        for one in path.glob("seed_*"):
+            shutil.rmtree(one)
+
+
+def _base(task, name):
+    """The base augmentation of a row."""
+    has_none = name == "none" or (task.method.stands_alone and name != "base")
+    return _NO_BASE if has_none else task.judge.base
 
 
 def _config(task, name, policy):
@@ -142,16 +179,16 @@ def _config(task, name, policy):
         mean=task.config.mean,
         std=task.config.std,
         **_TRAINING,
-        **(_NO_BASE if name == "none" else task.judge.base),
+        **_base(task, name),
     )
 
 
-def _train(task, path, name, policy, seed, test, is_right):
-    """Trains a row with all seeds, or goes on with it; keeps only which test images it has right."""
+def _train(task, path, name, policy, seeds, test, is_right):
+    """Trains a row with all seeds, or goes on with it; which test images these have right, which diverged."""
     config = _config(task, name, policy)
     flags = {"policy": name, "epochs": config.num_epochs, "batch_size": _batch_size(task.mesh)}
     folders = {}
-    for one in range(_NUM_SEEDS * seed, _NUM_SEEDS * (seed + 1)):
+    for one in seeds:
         place = path / f"seed_{one}"
         resume = (place / "flags.txt").exists()
         folders[one] = run_folder.create(place, {**flags, "seed": one}, resume=resume)
@@ -166,17 +203,20 @@ def _train(task, path, name, policy, seed, test, is_right):
         label=f"judge {name}",
         pretrained=task.pretrained,
         decode_threads=task.decode_threads,
+        ends_at_nan=False,
     )
     list(train_run.run(training, folders))
     network, network_config = task.model
     shapes = jax.eval_shape(lambda: sgd.init(*network.init(jax.random.key(0), network_config)))
-    right = [is_right(one.restore(shapes), test) for one in folders.values()]
-    devices.barrier(f"{path}: tested")
-    if devices.is_primary():
-        rows = ["".join(map(str, np.asarray(row).tolist())) for row in right]
-        run_folder.RunFolder(path).write_summary({"right": rows})
-        for one in folders.values():
-            shutil.rmtree(one.path)
+    right, diverged = [], []
+    for one, place in folders.items():
+        row = np.asarray(is_right(place.restore(shapes), test))
+        lines = run_folder.read_metrics(place.path)
+        if any(None in (line["train_loss"], line["test_loss"]) for line in lines):  # not finite
+            diverged.append(one)
+            row = np.zeros_like(row)
+        right.append("".join(map(str, row.tolist())))
+    return {"right": right, "diverged": diverged}
 
 
 def _is_right(config, state, test):
@@ -189,25 +229,31 @@ def _is_right(config, state, test):
     return jax.lax.map(one, tuple(test), batch_size=_TEST_BATCH)
 
 
-def decide(right: dict[str, np.ndarray]) -> dict[str, Any]:
+def decide(right: dict[str, np.ndarray], num_diverged: Mapping[str, int]) -> dict[str, Any]:
     """The verdict on rows in the order from simple to complicated.
 
     The recommendation starts from none and goes on to a row, other than random, if its mean error is lower
     and the difference is significant, p < .05 (`welch.p_value`). Three seeds know nothing of the luck of the
     test images, which is most of the noise where there are fifty, so that the differences image by image are
     a third term of Welch's test; with many images it is small, and the plain test is left, which with three
-    seeds sees differences above 2.3 standard deviations.
+    seeds sees differences above 2.3 standard deviations. Where all seeds and images have the same difference,
+    there is no spread to measure it by, and it counts from six images on: by the sign test, p = 2^(1 - M).
+
+    A row is not recommended if one of its trainings diverged.
 
     Args:
-      right: by name of the row, 0 or 1 [seeds, M]; "none" is one of them.
+      right: by name of the row, 0 or 1 [seeds, M]; "none" is one of them. All 0 of a seed whose loss
+        was not finite.
+      num_diverged: by name of the row, how many those are.
 
     Returns:
-      {"rows": [{"name", "mean", "deviation", "n", "errors"}], "test_images": M, "recommended": a name,
-      "better_than_random": whether found is}; errors in %, deviation of a sample (n - 1).
+      {"rows": [{"name", "mean", "deviation", "n", "errors", "diverged"}], "test_images": M, "recommended": a
+      name, "better_than_random": whether found is}; errors in %, deviation of a sample (n - 1).
     """
     recommended = "none"
     for name in right:
-        if name != "random" and _is_better(right[name], right[recommended]):
+        can_be = name != "random" and not num_diverged[name]
+        if can_be and _is_better(right[name], right[recommended]):
             recommended = name
     errors = {name: _errors(row) for name, row in right.items()}
     rows = [
@@ -217,6 +263,7 @@ def decide(right: dict[str, np.ndarray]) -> dict[str, Any]:
             "deviation": statistics.stdev(row),
             "n": len(row),
             "errors": row,
+            "diverged": num_diverged[name],
         }
         for name, row in errors.items()
     ]
@@ -239,23 +286,29 @@ def _is_better(one, other):
         return False
     images = 100.0 * (other.mean(axis=0) - one.mean(axis=0))
     p = welch.p_value(first, second, images.tolist())
-    return p is None or p < _LARGEST_P  # None: the same difference on every image, with every seed
+    if p is None:  # the same difference on every image, with every seed
+        p = 2.0 ** (1 - len(images))
+    return p < _LARGEST_P
 
 
 def report(task: Task, path: pathlib.Path, verdict: dict[str, Any]) -> str:
     """The rows, the recommendation, and with which flags to train; `path` is that of the run folder."""
     shown = {row["name"]: "{mean:.1f} ± {deviation:.1f} %".format(**row) for row in verdict["rows"]}
     width = max(map(len, shown))
-    lines = [f"{row['name']:{width}}  {shown[row['name']]}  n = {row['n']}" for row in verdict["rows"]]
+    lines = [
+        f"{row['name']:{width}}  {shown[row['name']]}  n = {row['n']}"
+        + (f", {row['diverged']} diverged" if row["diverged"] else "")
+        for row in verdict["rows"]
+    ]
     name = verdict["recommended"]
-    if name == "none":
-        lines.append("use none: no policy did better")
-    else:
+    said = "use none: no policy did better"
+    if name != "none":
         what = "keep the policy" if name == "found" else f"use {name}"
-        lines.append(f"{what}: {shown[name]} against {shown['none']} without")
+        said = f"{what}: {shown[name]} against {shown['none']} without"
+    lines.append(f"{said} (p < {_LARGEST_P}) on {verdict['test_images']} test images")
     if not verdict["better_than_random"]:
         lines.append("the policy found is not better than a random one")
-    base = _NO_BASE if name == "none" else task.judge.base
+    base = _base(task, name)
     flags = [f"--crop_padding={base['crop_padding']}", "--flip" if base["flip"] else "--noflip"]
     flags += [f"--cutout_length={base['cutout_length']}"]
     flags += [f"--{name}={base[name]:g}" for name in _COLORS if base[name]]

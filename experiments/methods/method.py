@@ -55,6 +55,7 @@ class Method(NamedTuple):
     watched: tuple[str, ...]  # metrics that must be finite
     maps_seeds: bool  # whether all seeds run at once on an accelerator
     policy_position: str  # of policy_training.POSITIONS, as in the search
+    stands_alone: bool  # whether its policies are trained with alone, without base augmentation
     # Images to search on and to validate with. (dataset, settings) -> both
     split: Callable[[datasets.Dataset, Settings], tuple[sgd.Batch, sgd.Batch]]
     # The most images of it that --valid_batch_size can ask for, and what to say of it. (second half) -> both
@@ -93,8 +94,8 @@ def config_fields(
     """Fields of a Config that flags of its names, the data set and `more` say; other names are left out."""
     said = {
         **settings,
-        "clip_norm": settings["clip_norm"] or None,
-        "num_epochs": settings["epochs"],
+        "clip_norm": settings.get("clip_norm") or None,
+        "num_epochs": settings.get("epochs"),
         "mean": tuple(dataset.mean.tolist()),
         "std": tuple(dataset.std.tolist()),
         **more,

@@ -1,5 +1,7 @@
 """The policies that --policy can name: shipped files, files of a search, and those without a search."""
 
+import re
+
 from dada import ops, policies
 from dada.policies import baselines
 
@@ -29,6 +31,11 @@ def load(
     policy = _read(name, flag)
     check_ops(policies.space(policy), image_size, has_boxes, f"--{flag}={name}")
     return policy
+
+
+def split(text: str) -> list[str]:
+    """The names in a list with commas between; digits alone belong to the name before: randaugment:2,9."""
+    return re.split(r",(?!\d+(?:,|$))", text)
 
 
 def check_ops(space: ops.SearchSpace, image_size: tuple[int, int], has_boxes: bool, where: str) -> None:

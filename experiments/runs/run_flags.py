@@ -8,7 +8,7 @@ from absl import flags
 
 from dada import models
 from experiments.data import datasets, detection_datasets, host_images, reduced_imagenet
-from experiments.runs import command_line, compilation_cache, devices, tasks
+from experiments.runs import command_line, compilation_cache, devices, named_policy, tasks
 
 # What may differ between the processes of one run.
 PROCESS_FLAGS = ("coordinator_address", "num_processes", "process_id", "coordinator_timeout")
@@ -99,7 +99,8 @@ def as_dict(values: flags.FlagValues) -> dict[str, Any]:
     given = {name: flag.value for name, flag in _flags(values).items() if name not in PROCESS_FLAGS}
     paths = {name: os.path.expanduser(given[name]) for name in _PATHS if given.get(name)}
     if given.get("judge_also"):
-        paths["judge_also"] = [os.path.expanduser(name) for name in given["judge_also"]]
+        names = named_policy.split(",".join(given["judge_also"]))
+        paths["judge_also"] = [os.path.expanduser(name) for name in names]
     return {**given, **paths}
 
 
@@ -137,7 +138,8 @@ def load_dataset(settings: Mapping[str, Any]) -> datasets.Dataset:
         dataset = detection_datasets.load(settings["dataset"], settings["image_size"])
     else:
         given = {name: settings[name] for name in _LOADED if name in settings}
-        dataset = datasets.load(settings["dataset"], **given, valid_dataset=settings.get("valid_dataset"))
+        valid_dataset = settings.get("valid_dataset") or None
+        dataset = datasets.load(settings["dataset"], **given, valid_dataset=valid_dataset)
         if reduced := settings.get("reduced_imagenet"):
             dataset = reduced_imagenet.reduce(reduced, dataset)
         if settings.get("decode_threads") and not dataset.is_streamed:

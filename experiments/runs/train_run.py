@@ -47,6 +47,7 @@ class Task(NamedTuple):
     decode_threads: int | None = None  # of streamed images, see `stream.batches`
     native_policy: policies.Policy | None = None  # of streamed images, before the crop (`native_policy`)
     annotations: Any = None  # of the test images (`detection_datasets`); None tests a classifier
+    ends_at_nan: bool = True  # at a loss that is not finite
 
     @property
     def is_streamed(self) -> bool:
@@ -177,7 +178,7 @@ def run(task: Task, folders: dict[int, run_folder.RunFolder]) -> Iterator[tuple[
     several processes in the first one only; `finish` is left to the caller.
 
     Raises:
-      command_line.Interrupted: the loss of a seed is not finite.
+      command_line.Interrupted: the loss of a seed is not finite, and the task ends at it.
     """
     groups = seeds.groups(folders, maps_seeds=not task.is_streamed)
     loop, test = (make(task, is_vmapped=len(groups[0]) > 1) for make in (_loop, _test))
@@ -217,7 +218,8 @@ def _run_at_once(task, loop, test, folders):
             for after, metrics, taken in loop.run(state, key, data, config.steps_per_epoch):
                 state = after
                 parts.append(seeds.rows(metrics, count))
-                _require_finite(folders, parts[-1]["loss"], done)
+                if task.ends_at_nan:
+                    _require_finite(folders, parts[-1]["loss"], done)
                 done += taken
                 bar.update(taken)
             seconds_train = time.perf_counter() - start - (seconds_compile() - compiled)

@@ -62,10 +62,11 @@ def is_finished(path: str | os.PathLike, seeds: Iterable[int]) -> bool:
 
 
 def format_table(summary: dict[str, Any]) -> str:
-    """A line for each op: mean and standard deviation of its mass, and where it is above its start."""
+    """A line for each op: mean and deviation of its mass, where it is above its start; what chance does."""
     count = len(summary["seeds"])
     lines = [f"{'op':<16}{'mass':>8}{'std':>8}   above its start"]
     for name, op in summary["agreement"].items():
         above = len(op["seeds_above_start"])
         lines.append(f"{name:<16}{op['mean']:8.4f}{op['std']:8.4f}   in {above} of {count} seeds")
+    lines.append("By chance alone an op is above its start in every other seed or so.")
     return "\n".join(lines)
