@@ -201,7 +201,7 @@ def test_official_preset_and_max_steps(files, monkeypatch):
         ({"planted_op": "Brightness:nan"}, "expected a finite value that changes the images"),
         ({"planted_op": "Rotate:0"}, "expected a finite value that changes the images"),
         ({"planted_op": "FlipUD"}, "--extra_ops=FlipUD adds it"),
-        ({"planted_op": "Cutout"}, "Cutout is not in the search space, whose ops are ShearX"),
+        ({"planted_op": "TranslateXAbs:3"}, "TranslateXAbs is not in the search space, whose ops are ShearX"),
         ({"planted_op": "Rotate90,Rotate:0"}, "got 'Rotate:0', expected a finite value that changes"),
         ({"planted_op": "Rotate90,"}, "--planted_op: got '', expected one of"),
         ({"num_valid": 41}, "--num_valid=41: the search has only 40 such images"),
