@@ -55,7 +55,7 @@ class Method(NamedTuple):
     watched: tuple[str, ...]  # metrics that must be finite
     maps_seeds: bool  # whether all seeds run at once on an accelerator
     policy_position: str  # of policy_training.POSITIONS, as in the search
-    stands_alone: bool  # whether its policies are trained with alone, without base augmentation
+    stands_alone: bool  # whether one trains with its policies alone, without base augmentation
     # Images to search on and to validate with. (dataset, settings) -> both
     split: Callable[[datasets.Dataset, Settings], tuple[sgd.Batch, sgd.Batch]]
     # The most images of it that --valid_batch_size can ask for, and what to say of it. (second half) -> both
