@@ -117,7 +117,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(files, finished, max_steps):
 
 
 def test_a_proxy_that_is_given_is_used(files, finished):
-    other = run(files, "given", proxy=str(finished / "proxy"), epochs=None)
+    other = run(files, "given", proxy=str(finished / "proxy"))  # of as many epochs as are given
     assert not (other / "proxy").exists()
     assert (other / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()
 
@@ -130,7 +130,7 @@ def test_another_seed_finds_another_policy(files, finished):
 
 
 def test_a_layer_of_identity_is_the_last(files, finished):
-    given = {"proxy": str(finished / "proxy"), "epochs": None, "stop_probability": 0.9}
+    given = {"proxy": str(finished / "proxy"), "stop_probability": 0.9}
     shorter = run(files, "short", **given)
     assert len(policies.load(shorter / "policy.json").content.probability) == 1
     before = small_runs.snapshot(shorter)
@@ -190,15 +190,6 @@ def test_points_have_clean_images_of_their_class():
         ({"proxy_images": 150}, "--proxy_images=150: expected less than 128 of the 160"),
         ({"proxy_images": 10}, "--batch_size=16: the proxy has only 10"),
         *(
-            ({"proxy": "p", "epochs": None, flag: value}, f"--{flag}={value} has no effect with --proxy")
-            for flag, value in {
-                "epochs": 3,
-                "learning_rate": 0.2,
-                "weight_decay": 0.1,
-                "clip_norm": 1.0,
-            }.items()
-        ),
-        *(
             ({**UPPER, "num_layers": 1, flag: 0.5}, f"--{flag}=0.5 has no effect with --num_layers=1")
             for flag in ("penalty", "stop_probability")
         ),
@@ -206,7 +197,7 @@ def test_points_have_clean_images_of_their_class():
             ({**UPPER, "num_layers": 1, flag: 5}, f"--{flag}=5 has no effect with --num_layers=1")
             for flag in ("num_chains", "num_prefixes")
         ),
-        ({"proxy": "nowhere", "epochs": None}, "nowhere.flags.txt: no such file"),
+        ({"proxy": "nowhere"}, "nowhere.flags.txt: no such file"),
         ({"search_space": "strength"}, "space: got 'strength' without Identity"),
         ({"planted_op": "Rotate:0"}, "expected a finite value that changes the images"),
         ({"planted_op": "RandCrop"}, "--planted_op: got 'RandCrop', expected one of Identity"),
@@ -219,9 +210,17 @@ def test_bad_input_is_refused_before_anything_is_written(files, changes, message
     assert not (files / "refused").exists()
 
 
+@pytest.mark.parametrize(
+    "changes", [{"epochs": 3}, {"learning_rate": 0.2}, {"weight_decay": 0.1}, {"clip_norm": 1.0}]
+)
+def test_a_proxy_that_was_trained_otherwise_is_refused(files, finished, changes):
+    with pytest.raises(ValueError, match="has no effect with --proxy, which was trained otherwise"):
+        run(files, "refused", proxy=str(finished / "proxy"), **changes)
+
+
 def test_a_proxy_of_another_network_is_refused(files, finished):
     shutil.copytree(finished / "proxy", files / "other")
     text = (files / "other" / "flags.txt").read_text()
     (files / "other" / "flags.txt").write_text(text.replace("wrn_10_1", "wrn_16_1"))
     with pytest.raises(ValueError, match="expected a trained wrn_10_1, got a run of wrn_16_1"):
-        run(files, "refused", proxy=str(files / "other"), epochs=None)
+        run(files, "refused", proxy=str(files / "other"))

@@ -1,5 +1,6 @@
 """The flags of DeepAA, and its method."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -51,7 +52,9 @@ def unread(settings: Settings) -> dict[str, str]:
     if settings["pretrained"]:
         names |= dict.fromkeys(("proxy", *_OF_PROXY), "--pretrained")
     elif settings["proxy"]:
-        names |= dict.fromkeys(_OF_PROXY, "--proxy")
+        given = run_folder.read_flags(os.path.expanduser(settings["proxy"]))
+        other = (flag for flag in _OF_PROXY if float(given.get(flag) or 0) != settings[flag])
+        names |= dict.fromkeys(other, "--proxy, which was trained otherwise")
     return names
 
 
