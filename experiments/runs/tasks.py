@@ -53,7 +53,7 @@ def unread(settings: dict[str, Any]) -> dict[str, str]:
 
 def network(settings: dict[str, Any], dataset: datasets.Dataset) -> tuple[Any, Any]:
     """The network of the flags as `init` and `apply`, and its Config; ValueError for one that cannot be."""
-    name, crop, sides = settings["model"], settings["final_crop"], dataset.train_images.shape[1:3]
+    name, crop, sides = settings["model"], settings.get("final_crop"), dataset.train_images.shape[1:3]
     if crop and crop > min(sides):
         raise ValueError(f"--final_crop={crop}: expected no more than {min(sides)}, which the images have")
     try:
