@@ -47,7 +47,7 @@ class Source(Protocol):
     @property
     def digest(self) -> str:
         """Tells this source from others, here by its labels alone."""
-        return hashlib.sha256(np.asarray(self.labels).tobytes()).hexdigest()[:16]
+        return _digest(self.labels)
 
 
 class Index(NamedTuple):
@@ -60,8 +60,7 @@ class Index(NamedTuple):
 
     def digest(self) -> str:
         """Of names, sizes and labels; it tells accidents apart, not forgeries."""
-        parts = (np.ascontiguousarray(array).tobytes() for array in self.arrays().values())
-        return hashlib.sha256(b"\0\0".join(parts)).hexdigest()[:16]
+        return _digest(*self.arrays().values())
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As arrays, for a file without pickles; names need not be valid text."""
@@ -74,6 +73,11 @@ class Index(NamedTuple):
         """The index that `arrays` gave."""
         names, classes = (os.fsdecode(arrays[name].tobytes()).split("\0") for name in ("names", "classes"))
         return cls(names, arrays["sizes"], arrays["labels"], classes)
+
+
+def _digest(*arrays):
+    parts = (np.ascontiguousarray(array).tobytes() for array in arrays)
+    return hashlib.sha256(b"\0\0".join(parts)).hexdigest()[:16]
 
 
 class FolderSource:
