@@ -184,9 +184,9 @@ def test_odd_folder(tmp_path, capsys, files, is_first, words):
         (SET | {"train/fox/0.txt": b"a fox"}, "train/fox: no image in this class folder"),
         (
             SET | {"val/wolf/0.png": PLAIN},
-            "val: class wolf is not in the 2 of the training images, cat to dog",
+            "val: got class wolf, expected only the 2 of the training images, cat to dog",
         ),
-        (SET | {"valid/wolf/0.png": PLAIN}, "valid: class wolf is not in the 2 of the training images"),
+        (SET | {"valid/wolf/0.png": PLAIN}, "valid: got class wolf, expected only the 2 of the training images"),
         (SET | {"valid/0.png": PLAIN}, "valid: no class folder in it"),
         (SET | {"test/cat/0.png": PLAIN}, "got val/ and test/, expected one"),
         ({"cat/0.png": PLAIN, "dog/0.png": PLAIN}, "expected folders train/<class>/ and val/<class>/"),

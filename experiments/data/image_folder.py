@@ -145,8 +145,8 @@ def list_files(
     folders = {entry.name: entry.path for entry in entries if entry.is_dir()}
     notes["left out", "in no class folder"] += len(entries) - len(folders)
     if unknown := sorted(set(folders) - set(classes)):
-        known = f"the {len(classes)} of the training images, {classes[0]} to {classes[-1]}"
-        raise ValueError(f"{folder}: class {' and class '.join(unknown)} is not in {known}")
+        expected = f"only the {len(classes)} of the training images, {classes[0]} to {classes[-1]}"
+        raise ValueError(f"{folder}: got class {', '.join(unknown)}, expected {expected}")
     if not folders:
         raise FileNotFoundError(f"{folder}: no class folder in it")
     files = []
