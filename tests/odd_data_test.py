@@ -186,7 +186,10 @@ def test_odd_folder(tmp_path, capsys, files, is_first, words):
             SET | {"val/wolf/0.png": PLAIN},
             "val: got class wolf, expected only the 2 of the training images, cat to dog",
         ),
-        (SET | {"valid/wolf/0.png": PLAIN}, "valid: got class wolf, expected only the 2 of the training images"),
+        (
+            SET | {"valid/wolf/0.png": PLAIN},
+            "valid: got class wolf, expected only the 2 of the training images, cat to dog",
+        ),
         (SET | {"valid/0.png": PLAIN}, "valid: no class folder in it"),
         (SET | {"test/cat/0.png": PLAIN}, "got val/ and test/, expected one"),
         ({"cat/0.png": PLAIN, "dog/0.png": PLAIN}, "expected folders train/<class>/ and val/<class>/"),

@@ -70,7 +70,7 @@ def test_folders_of_images(files, tmp_path):
     write_images(tmp_path / "numbered", ("3/a.png", "1/a.png"), (12, 9))
     numbered = load(files, valid=tmp_path / "numbered", image_size=8)
     assert numbered.valid_labels.tolist() == [1, 3] and numbered.num_classes == 4
-    with pytest.raises(ValueError, match=r"got class dog, expected only the 4 of the training images, 0 to 3"):
+    with pytest.raises(ValueError, match="got class dog, expected only the 4 of the training images, 0 to 3"):
         load(files, valid=tmp_path / "grey")
 
 
