@@ -160,6 +160,9 @@ def test_welch_against_closed_forms():
     assert welch.p_value(first, [x + shift for x in first]) == pytest.approx(0.05, abs=1e-6)
     # Unequal variances and counts: the value that scipy gives.
     assert welch.p_value([1, 2, 4], [2, 7, 3, 9]) == pytest.approx(0.18768901375448, rel=1e-9)
+    # Zeros on one side: one number in four is not zero, df = 3, t = 1.
+    expected = 1 - 2 / math.pi * (math.atan(1 / 3**0.5) + 3**0.5 / 4)
+    assert welch.p_value([1.0, 0.0, 0.0, 0.0], [0.0] * 4) == pytest.approx(expected, rel=1e-9)
     assert welch.p_value([1.0, 2.0], [1.0, 2.0]) == pytest.approx(1.0)
     assert welch.p_value([1.0], [1.0, 2.0]) is None
     assert welch.p_value([1.0, 1.0], [2.0, 2.0]) is None

@@ -7,20 +7,16 @@ import jax
 import jax.numpy as jnp
 
 
-def p_value(
-    first: Sequence[float], second: Sequence[float], differences: Sequence[float] = ()
-) -> float | None:
+def p_value(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Two-sided p-value of Welch's test of equal means.
 
         t = (m1 - m2) / sqrt(sum of e),  e = s^2 / n,  df = (sum of e)^2 / (sum of e^2 / (n - 1))
         p = I_x(df / 2, 1 / 2),  x = df / (df + t^2),  I the regularised incomplete beta function
 
-    The sums are over both sides. With `differences` they have a third term: the numbers are means over the
-    same items, a sample too, on each of which the sides differ by so much.
+    The sums are over both sides. With zeros on one of them it is the t-test of a mean of zero.
 
     Args:
       first, second: n1 and n2 numbers.
-      differences: of the items, in the same unit.
 
     Returns:
       p, or None where it is not defined: fewer than two numbers on a side, or no spread at all.
@@ -29,7 +25,7 @@ def p_value(
     """
     if min(len(first), len(second)) < 2:
         return None
-    samples = [values for values in (first, second, differences) if len(values) > 1]
+    samples = first, second
     errors = [statistics.variance(values) / len(values) for values in samples]
     if sum(errors) == 0.0:
         return None
