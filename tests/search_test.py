@@ -72,7 +72,7 @@ def test_a_run_leaves_its_folder(finished):
     figures = {path.name for path in (finished / "figures").glob("*.png")}
     assert {"policy.png", "curves.png", "ops.png", "sample_images.png", "augmented_images.png"} <= figures
     written = run_folder.read_flags(finished)
-    assert written["search_space"] == "directed" and written["policy_learning_rate"] == "0.1"
+    assert written["search_space"] == "directed" and written["policy_learning_rate"] == "0.05"
     assert json.loads((finished / "environment.json").read_text())["platform"] == "cpu"
 
 

@@ -31,7 +31,7 @@ def draw(
             for line, case in enumerate(definition.cases):
                 if (search.key, case.key) in cells:
                     _cell(axes, line, cells[search.key, case.key])
-            axes.set(xlim=(0, None), ylim=(len(definition.cases) - 0.5, -0.5))
+            axes.set(xlim=(0, 1.1), ylim=(len(definition.cases) - 0.5, -0.5))
             axes.tick_params(axis="y", length=0)
             axes.grid(visible=False)
         panels[0].set_yticks(range(len(definition.cases)), [case.name for case in definition.cases])

@@ -78,7 +78,6 @@ class Config(CommonConfig):
     """
 
     learning_rate: float = 0.005
-    policy_learning_rate: float = 0.1
     policy_space: str = "pairs"
     score: str = "cosine"
     num_draws: int = 8
