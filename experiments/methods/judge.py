@@ -236,10 +236,10 @@ def decide(right: dict[str, np.ndarray], num_diverged: Mapping[str, int]) -> dic
     every one of its trainings has a lower error than every one of the other's. With three on a side chance
     does that once in twenty times (the rank-sum test), once in eight at most if one side has no spread.
     Welch's test would ask for more: where an augmentation matters most, trainings without it differ most, one
-    seed has twice the errors of another, and three say little about their mean. And it must not be
-    the luck of the test images, which all trainings share: the difference of the two rows, image by image, is
-    above zero on average, p < .05 by the two-sided t-test. Where every image has the same difference there is
-    no spread to measure it by, and it counts from six images on: by the sign test, p = 2^(1 - M).
+    seed has twice the errors of another, and three say little about their mean. And it must not be the luck
+    of the test images, which all trainings share: the difference of the two rows, image by image, is above
+    zero on average, p < .05 by the two-sided t-test. Where every image has the same difference there is no
+    spread to measure it by, and it counts from six images on: by the sign test, p = 2^(1 - M).
 
     A row is not recommended if one of its trainings diverged.
 
