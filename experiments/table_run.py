@@ -23,6 +23,7 @@ import functools
 import itertools
 import math
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -205,7 +206,10 @@ def start(
     Raises:
       OutOfTime: it was not done at the deadline `end`, and killed, which loses what came after its last
         checkpoint.
+      SystemExit: this process was told to end (SIGTERM); then the run is killed as well.
     """
+    # By default the run would go on alone, and meet the next start in its folder.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if (left := end - time.monotonic()) <= 0.0:
         raise OutOfTime
     line = [

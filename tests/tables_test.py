@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import pathlib
+import signal
 import subprocess
+import threading
 import time
 
 import numpy as np
@@ -517,6 +520,22 @@ def test_a_run_is_stopped_in_time(tmp_path):
         with pytest.raises(table_run.OutOfTime):
             table_run.start(train, [], tmp_path / "run", values, [0], begin + seconds)
     assert time.monotonic() - begin < 5.0 and not (tmp_path / "run").exists()
+
+
+def test_a_run_ends_with_its_table(tmp_path, monkeypatch):
+    started = []
+
+    class Process(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()  # importing jax takes longer
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    values, _ = command_line.parse(table_run.define, [])
+    with pytest.raises(SystemExit) as end:
+        table_run.start(train, [], tmp_path / "run", values, [0], math.inf)
+    assert end.value.code == 143 and [process.poll() for process in started] == [-signal.SIGKILL]
 
 
 def test_a_stopped_table_goes_on_to_the_same_bytes(tmp_path, monkeypatch, capsys):
