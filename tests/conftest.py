@@ -1,13 +1,16 @@
 """Settings of the whole test run: eight CPU devices, quick compilation, one folder of compiled programs."""
 
+import gc
 import os
-
 # Must stand before the first import of jax: the device count is fixed when the backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # else every operation notes its Python stack
 
 import jax
 import pytest
+
+gc.set_threshold(200_000, 50, 1000)  # tracing makes millions of small objects that live on
 
 # Where pixels are compared, the compiler must do all that it does to users.
 OPTIMIZED = ("color_test", "spatial_test", "augment_test", "ops_table_test", "verify_ops_test", "boxes_test")

@@ -135,7 +135,7 @@ def _numbers(text):
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "dada", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddas", "deepaa"))]
+    "name", ["dada", *(pytest.param(name, marks=pytest.mark.slow) for name in ("train", "ddas", "deepaa"))]
 )
 def test_eight_devices_are_one(files, one_device, name, monkeypatch):
     binary, flags = settings(files, name)
@@ -205,6 +205,7 @@ def test_a_training_on_two_processes_is_that_of_one_and_is_resumed_by_two_and_by
         assert_same_run(folder, expected)
 
 
+@pytest.mark.slow
 def test_a_search_on_two_processes_is_that_of_one(files, one_device):
     binary, flags = settings(files, "dada")
     path = files / "dada_two"
