@@ -205,7 +205,6 @@ def test_a_training_on_two_processes_is_that_of_one_and_is_resumed_by_two_and_by
         assert_same_run(folder, expected)
 
 
-@pytest.mark.slow
 def test_a_search_on_two_processes_is_that_of_one(files, one_device):
     binary, flags = settings(files, "dada")
     path = files / "dada_two"
