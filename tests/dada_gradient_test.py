@@ -42,9 +42,8 @@ def test_unrolled_weights_are_the_next_iterate_and_levels_get_the_exact_gradient
     np.testing.assert_allclose(found.level, scale * expected, atol=2e-4 * np.abs(found.level).max())
 
 
-@pytest.mark.parametrize("policy_kind", ["pairs", "slots"])
-def test_mixtures_get_the_exact_gradient_in_everything(policy_kind):
-    settings = config(estimator="gumbel", policy_space=policy_kind, temperature=(0.7, 0.7))
+def test_mixtures_get_the_exact_gradient_in_everything():
+    settings = config(estimator="gumbel", policy_space="slots", temperature=(0.7, 0.7))
     state, train, valid = spread(start(settings), settings), batch(0), batch(1)
     _, inputs = drawn(settings, state, train.images)
 
@@ -59,9 +58,8 @@ def test_mixtures_get_the_exact_gradient_in_everything(policy_kind):
     assert all(np.any(np.asarray(leaf) != 0) for leaf in found)
 
 
-@pytest.mark.parametrize("policy_kind", ["pairs", "slots"])
-def test_hard_mixture_is_the_discrete_path_exactly(policy_kind):
-    hard = config(estimator="straight_through", policy_space=policy_kind)
+def test_hard_mixture_is_the_discrete_path_exactly():
+    hard = config(estimator="straight_through", policy_space="slots")
     discrete = dataclasses.replace(hard, estimator="reinforce")
     state, images = spread(start(hard), hard), batch(0).images
     outputs = [quick_jit.jit(drawn(c, state, images)[1])(state.policy) for c in (hard, discrete)]

@@ -226,6 +226,10 @@ def test_official_preset_and_max_steps(files, monkeypatch):
             {"policy_space": "slots", "estimator": "gumbel"},
             "--estimator=gumbel has no effect with --score=cosine; --score=exact reads it",
         ),
+        (
+            {"score": "exact", "estimator": "straight_through", "policy_space": "triples"},
+            "--policy_space=triples: expected slots with --estimator=straight_through",
+        ),
         ({"policy_space": "slots", "top_k": 10}, "--top_k=10 has no effect with --policy_space=slots"),
     ],
 )

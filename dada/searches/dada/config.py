@@ -73,7 +73,8 @@ class Config(CommonConfig):
     Attributes: those of `CommonConfig`, and
       policy_space: "pairs", "triples" or "slots", see `space`.
       score: of a draw: "cosine", or "exact", the gradient of the paper, see the modules of these names. Only
-        "exact" reads `estimator`, `hypergradient` and `temperature`.
+        "exact" reads `estimator`, `hypergradient` and `temperature`. The estimators "gumbel" and
+        "straight_through" mix the ops of "slots".
       num_draws: sub-policies of a step, each on all training images; of the score "cosine" only.
     """
 
@@ -87,6 +88,10 @@ class Config(CommonConfig):
         spaces, scores = tuple(policy_space.SIZES), ("cosine", "exact")
         choices = {"policy_space": spaces, "score": scores, "estimator": ESTIMATORS}
         checks.check_choices(self, choices)
+        if self.estimator in MIXTURES and self.policy_space != "slots":
+            raise ValueError(
+                f"policy_space: got {self.policy_space!r}, expected slots with estimator {self.estimator!r}"
+            )
         if self.num_draws < 2:
             raise ValueError(f"num_draws: got {self.num_draws}, expected 2 or more")
 
