@@ -41,6 +41,8 @@ case "$verb" in
     trap 'kill "$other" 2>/dev/null || true; rm -f "$log"' EXIT
     status=0
     .venv/bin/python -m pytest -p no:cacheprovider tests/[bd-hjl]*_test.py || status=$?
+    # Where pixels are compared, in a process of its own, which compiles as for users.
+    .venv/bin/python -m pytest -p no:cacheprovider tests/pixels || status=$?
     wait "$other" || status=$?
     cat "$log"
     exit "$status" ;;

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pillow_reference
 import pytest
-import quick_jit
 
 from dada import augment
 from dada.augment.base import POSITIONS
@@ -174,7 +173,7 @@ def test_order_of_the_papers(position, per_image):
         images = augment.random_lighting(keys.lighting, images, 0.1)
         return augment.random_cutout(keys.cutout, augment.normalize(images, settings.mean, settings.std), 3)
 
-    @quick_jit.jit
+    @jax.jit
     def found_and_expected(keys, images):
         found = augment.base_augment(keys, settings, images, darker_rows, policy_position=position)
         if not per_image:

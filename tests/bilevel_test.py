@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 
 from dada.gradients import bilevel
 from dada.models import layers
@@ -161,7 +160,7 @@ def test_network_exact_equals_fine_finite_differences():
     phi = jnp.array([0.3, -0.2, 0.1], jnp.float64)
     train = lambda theta, phi: jnp.mean(per_example(theta, phi))  # noqa: E731
 
-    exact, fine, direct = differenced(train, valid, params, phi, quick_jit.jit)
+    exact, fine, direct = differenced(train, valid, params, phi, jax.jit)
     np.testing.assert_allclose(fine, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
     np.testing.assert_allclose(exact, direct, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
 
@@ -169,17 +168,17 @@ def test_network_exact_equals_fine_finite_differences():
 def test_alignment_is_the_inner_product_with_every_example_gradient():
     params, per_example, valid = network_problem()
     phi = jnp.zeros(3, jnp.float64)
-    direction = quick_jit.jit(jax.grad(valid))(params)
+    direction = jax.jit(jax.grad(valid))(params)
     losses = lambda theta: per_example(theta, phi)  # noqa: E731
 
-    @quick_jit.jit
+    @jax.jit
     def all_scores(direction):
         fine = bilevel.alignment_finite_difference(losses, params, direction, radius=1e-6)
         return bilevel.alignment(losses, params, direction), fine
 
     scores, fine = all_scores(direction)
     assert scores.shape == (6,)
-    jacobian = quick_jit.jit(jax.jacrev(losses))(params)
+    jacobian = jax.jit(jax.jacrev(losses))(params)
     expected = sum(
         j.reshape(6, -1) @ d.ravel() for j, d in zip(jax.tree.leaves(jacobian), jax.tree.leaves(direction))
     )

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pathlib
 
 # Must stand before the first import of jax: the device count is fixed when the backend starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -14,7 +15,14 @@ import pytest
 gc.set_threshold(200_000, 50, 1000)  # tracing makes millions of small objects that live on
 
 # Where pixels are compared, the compiler must do all that it does to users.
-OPTIMIZED = ("color_test", "spatial_test", "augment_test", "ops_table_test", "verify_ops_test", "boxes_test")
+PIXELS = pathlib.Path(__file__).parent / "pixels"
+
+
+def pytest_configure(config):
+    """Turns off what compiles longest, in a process that is given files with other tests only."""
+    paths = [pathlib.Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if all(path.suffix == ".py" and path.parent != PIXELS for path in paths):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,7 +40,7 @@ def compiled_programs(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(compiled_programs, request):
     """Compiles without optimisation, in a third of the time, here and in processes that a test starts."""
-    is_quick = request.module.__name__ not in OPTIMIZED
+    is_quick = request.path.parent != PIXELS
     jax.config.update("jax_disable_most_optimizations", is_quick)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(is_quick))
     jax.clear_caches()

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import quick_jit
 from bright_squares import batch
 from dada_problem import DIRECTED, apply, config, jitted_gradients, jitted_step, spread, start
 from jax.flatten_util import ravel_pytree
@@ -101,7 +100,7 @@ def test_levels_are_drawn_about_the_learned_ones_and_follow_what_pays():
     np.testing.assert_allclose(drawn.levels.std(), cosine.LEVEL_DEVIATION, atol=0.03)
     value = drawn.levels[:, 0] - 0.4
 
-    @quick_jit.jit
+    @jax.jit
     @jax.grad
     def gradient(level):
         moved = policy._replace(level=jnp.broadcast_to(level, policy.level.shape))

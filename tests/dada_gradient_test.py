@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 from bright_squares import batch
 from dada_problem import SPACE, apply, config, drawn, jitted_gradients, spread, start, unrolled_loss
 
@@ -31,7 +30,7 @@ def test_unrolled_weights_are_the_next_iterate_and_levels_get_the_exact_gradient
         images = inputs(state.policy._replace(level=level))
         return unrolled_loss(settings, state, train, valid, images, clip_norm)
 
-    reference = quick_jit.jit(jax.value_and_grad(objective, has_aux=True))
+    reference = jax.jit(jax.value_and_grad(objective, has_aux=True))
     (loss, params), expected = reference(state.policy.level)
     (found, _), after, metrics = jitted_gradients(settings, state, train, valid)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, params)
@@ -50,7 +49,7 @@ def test_mixtures_get_the_exact_gradient_in_everything():
     def loss(parameters):
         return unrolled_loss(settings, state, train, valid, inputs(parameters), settings.clip_norm)[0]
 
-    expected = quick_jit.jit(jax.grad(loss))(state.policy)
+    expected = jax.jit(jax.grad(loss))(state.policy)
     (found, _), _, _ = jitted_gradients(settings, state, train, valid)
     flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in tree])  # noqa: E731
     scale = np.vdot(flat(found), flat(expected)) / np.vdot(flat(expected), flat(expected))
@@ -62,7 +61,7 @@ def test_hard_mixture_is_the_discrete_path_exactly():
     hard = config(estimator="straight_through", policy_space="slots")
     discrete = dataclasses.replace(hard, estimator="reinforce")
     state, images = spread(start(hard), hard), batch(0).images
-    outputs = [quick_jit.jit(drawn(c, state, images)[1])(state.policy) for c in (hard, discrete)]
+    outputs = [jax.jit(drawn(c, state, images)[1])(state.policy) for c in (hard, discrete)]
     np.testing.assert_array_equal(*outputs)
 
 
@@ -98,7 +97,7 @@ def exact_choice_gradient():
             images = jax.vmap(apply_op)(images)
         return augment.normalize(images, settings.mean, settings.std)
 
-    @quick_jit.jit
+    @jax.jit
     def gradient(parameters):
         direction = jax.grad(lambda p: jnp.mean(losses(p, valid_images, valid.labels)))(state.train.params)
         norm = -bilevel.global_norm(direction)  # u = -eta v, at unit length
@@ -134,7 +133,7 @@ def test_choices_get_the_gradient_of_the_expected_cost(estimator):
     def estimate(key):
         return exact.gradients(settings, state._replace(key=key), batch(0), batch(1))[0][0][:2]
 
-    many = quick_jit.jit(lambda keys: jax.lax.map(estimate, keys))(keys)
+    many = jax.jit(lambda keys: jax.lax.map(estimate, keys))(keys)
     for estimates, expected in zip(many, exact_choice_gradient()[:2]):
         estimates = np.asarray(estimates)
         error = estimates.std(0) / np.sqrt(len(keys))

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import quick_jit
 from bright_squares import CLASSES
 
 from dada import augment, ops
@@ -83,7 +82,7 @@ def spread(state, config, seed=5):
     return state._replace(policy=policy_space.Parameters(*map(jnp.add, state.policy, noise)))
 
 
-@functools.partial(quick_jit.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def jitted_step(config, state, train, valid):
     return method(config).step(config, state, train, valid)
 
@@ -97,7 +96,7 @@ def gradients(config, state, train, valid, axis_name=None):
     return of_policy, state.train, metrics
 
 
-jitted_gradients = functools.partial(quick_jit.jit, static_argnums=0)(gradients)
+jitted_gradients = functools.partial(jax.jit, static_argnums=0)(gradients)
 
 
 def learning_rate(config, step):
@@ -107,7 +106,7 @@ def learning_rate(config, step):
 def drawn(config, state, images):
     """What `gradients` draws, and its network input as a function of the policy."""
 
-    @quick_jit.jit
+    @jax.jit
     def draw(state):
         return search_input.sample(
             jax.random.fold_in(state.key, state.train.step),

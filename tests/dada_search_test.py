@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 from bright_squares import batch
 from dada_problem import (
     DIRECTED,
@@ -78,7 +77,7 @@ def test_one_device_and_eight_agree(score):
     state, batches = spread(state, settings), (batch(0), batch(1))
 
     expected = jitted_gradients(settings, state, *batches)
-    divided = quick_jit.jit(
+    divided = jax.jit(
         jax.pmap(lambda *batches: gradients(settings, state, *batches, axis_name="devices"), "devices")
     )(*jax.tree.map(lambda leaf: leaf.reshape(8, 2, *leaf.shape[1:]), batches))
     for leaf, reference in zip(jax.tree.leaves(divided), jax.tree.leaves(expected)):
@@ -106,7 +105,7 @@ def test_seeds_can_be_mapped_and_steps_scanned():
             lambda state, _: dada_search.step(settings, state, train, valid), state, length=3
         )[0]
 
-    found = quick_jit.jit(jax.vmap(three))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+    found = jax.jit(jax.vmap(three))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
     for index, state in enumerate(expected):
         for mapped, single in zip(jax.tree.leaves(found.policy), jax.tree.leaves(state.policy)):
             np.testing.assert_allclose(mapped[index], single, atol=1e-4)
@@ -156,6 +155,7 @@ def test_triples_extract_their_heaviest_with_three_ops():
     ("changes", "message"),
     [
         ({"estimator": "rebar"}, "estimator: got 'rebar', expected one of relax"),
+        ({"estimator": "gumbel"}, "policy_space: got 'pairs', expected slots with estimator 'gumbel'"),
         ({"policy_space": "quadruples"}, "policy_space: got 'quadruples'"),
         ({"score": "inner"}, "score: got 'inner', expected one of cosine, exact"),
         ({"num_draws": 1}, "num_draws: got 1, expected 2 or more"),

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 from bright_squares import BATCH, SIZE, batch
 from ddas_problem import apply, network
 
@@ -59,7 +58,7 @@ def test_policy_gradient_is_autodiff_through_the_unrolled_step(num_ops, per_imag
             unrolled = jax.tree.map(lambda leaf, g: leaf - eta * g, params, gradient)
             return jnp.mean(losses(unrolled, valid_inputs, valid_targets)[0]), gradient
 
-        @quick_jit.jit
+        @jax.jit
         def both(params, parameters):
             (_, expected_step), expected = jax.value_and_grad(valid_loss, has_aux=True)(parameters)
             gradient, score, _ = ddas_gradient.mixed_gradient(
@@ -92,7 +91,7 @@ def test_both_ways_to_the_coefficients_agree():
     shares = jnp.array([[0.5, 0.2, 0.3]])
     direction = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
 
-    @functools.partial(quick_jit.jit, static_argnums=1)
+    @functools.partial(jax.jit, static_argnums=1)
     def mixed(weights, per_image):
         gradient, score, (each, _) = ddas_gradient.mixed_gradient(
             losses, params, copies, weights, per_image=per_image
@@ -111,7 +110,7 @@ def test_with_all_policies_the_sample_is_the_expectation(num_ops):
         parameters = Parameters(jnp.float64(-0.6), alpha)
         policies = jnp.array([list(itertools.product(range(4), repeat=num_ops))])
         p = jnp.prod(jax.nn.softmax(alpha)[policies], -1)
-        weights = quick_jit.jit(ddas_gradient.policy_weights)(parameters, policies)
+        weights = jax.jit(ddas_gradient.policy_weights)(parameters, policies)
         np.testing.assert_allclose(weights, p, rtol=1e-12)
         c = jax.random.normal(jax.random.key(1), p.shape, jnp.float64)
 
@@ -119,6 +118,6 @@ def test_with_all_policies_the_sample_is_the_expectation(num_ops):
             p = jnp.prod(jax.nn.softmax(parameters.p_o)[policies], -1)
             return jax.nn.sigmoid(parameters.p_tp) * jnp.sum(c * p) / jnp.sum(jnp.abs(c))
 
-        expected = quick_jit.jit(jax.grad(expectation))(parameters)
-        found = quick_jit.jit(ddas_gradient.policy_gradient)(parameters, policies, c)
+        expected = jax.jit(jax.grad(expectation))(parameters)
+        found = jax.jit(ddas_gradient.policy_gradient)(parameters, policies, c)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), found, expected)

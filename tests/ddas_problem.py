@@ -5,7 +5,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import quick_jit
 from bright_squares import CLASSES
 
 from dada import ops
@@ -72,14 +71,14 @@ def start(settings, seed=0, spread=0.5):
     return state._replace(policy=state.policy._replace(p_o=alpha))
 
 
-@functools.partial(quick_jit.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def jitted_step(settings, state, train, valid):
     return ddas_search.step(settings, state, train, valid)
 
 
-@functools.partial(quick_jit.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def jitted_gradients(settings, state, train, valid, policies=None):
     return ddas_search.gradients(settings, state, train, valid, policies=policies)
 
 
-jitted_copies = quick_jit.jit(ddas_input.copies, static_argnums=1)
+jitted_copies = jax.jit(ddas_input.copies, static_argnums=1)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 from bright_squares import BATCH, batch
 from ddas_problem import (
     OPS,
@@ -64,7 +63,7 @@ def test_the_step_follows_the_full_expected_loss():
         return mean_loss(params, images, valid.labels), params
 
     found, after, metrics = jitted_gradients(settings, state, train, valid, policies)
-    (value, params), expected = quick_jit.jit(jax.value_and_grad(loss, has_aux=True))(state.policy)
+    (value, params), expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.policy)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.params, params)
     np.testing.assert_allclose(metrics["valid_loss"], value, rtol=1e-5)
     # Z_g makes one factor of the difference, for p_tp and p_o the same.
@@ -108,7 +107,7 @@ def test_one_device_and_eight_agree(draws):
     settings = config(draws=draws, clip_norm=1e6, **plain)
     state, train, valid = start(settings), batch(0), batch(1)
     expected = jitted_gradients(settings, state, train, valid)
-    divided = quick_jit.jit(
+    divided = jax.jit(
         jax.pmap(
             functools.partial(ddas_search.gradients, settings, axis_name="devices"),
             "devices",

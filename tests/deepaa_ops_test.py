@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 from PIL import Image, ImageDraw
 
 from dada import augment, ops, policies
@@ -23,7 +22,7 @@ def _images(count, size=SIZE, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, *size, 3)).astype(np.uint8)
 
 
-@functools.partial(quick_jit.jit, static_argnums=(1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _draw(key, name, count, size):
     """`count` draws of one random op that is always applied."""
     space = ops.search_space("deepaa", (name,))
@@ -121,7 +120,7 @@ def test_families_that_a_policy_does_not_need_are_left_out():
 
     flip = (0, ops.ALL_OPS.index("RandFlip"))
     assert size_of_program(flip) < 0.5 * size_of_program(None)
-    nothing = quick_jit.jit(functools.partial(augment.apply_draws, op_ids=(0,)))
+    nothing = jax.jit(functools.partial(augment.apply_draws, op_ids=(0,)))
     np.testing.assert_array_equal(nothing(images, draws), images)
 
 
@@ -195,9 +194,7 @@ def test_windows_are_those_of_the_released_code(size):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_policies_are_drawn_as_they_say(name):
     found = policies.load(name)
-    draws = quick_jit.jit(sampling.sample, static_argnums=(1, 2, 3))(
-        jax.random.key(1), found, COUNT, (32, 32)
-    )
+    draws = jax.jit(sampling.sample, static_argnums=(1, 2, 3))(jax.random.key(1), found, COUNT, (32, 32))
     ids = ops.row_op_ids(policies.space(found))
     share = found.content.probability @ np.eye(len(ids))[found.content.row]
     flip = np.flatnonzero(ids == ops.ALL_OPS.index("RandFlip"))
@@ -215,7 +212,7 @@ def test_published_policies_are_drawn_as_they_say(name):
         return
     small = jax.tree.map(lambda leaf: leaf[:8], draws)
     images = _images(8, (32, 32))
-    assert (np.asarray(quick_jit.jit(augment.apply_draws)(images, small)) != images).mean() > 0.2
+    assert (np.asarray(jax.jit(augment.apply_draws)(images, small)) != images).mean() > 0.2
 
 
 def test_random_ops_without_their_numbers_are_refused():

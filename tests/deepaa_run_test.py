@@ -2,7 +2,6 @@
 
 import shutil
 
-import deepaa_quick
 import jax
 import numpy as np
 import pytest
@@ -41,13 +40,6 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("deepaa")
     small_runs.write_data_set(folder / "tiny.npz", 160, 8)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_programs():
-    with deepaa_quick.programs(), pytest.MonkeyPatch.context() as patch:
-        small_runs.compile_quickly(patch)
-        yield
 
 
 def run_to_the_end(folder, name, **changes):

@@ -3,12 +3,10 @@
 import dataclasses
 import functools
 
-import deepaa_quick
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 
 from dada import augment, ops, policies
 from dada.searches.deepaa import config as deepaa_config
@@ -82,8 +80,8 @@ def start(settings, layers=1, seed=0):
     return state._replace(logits=state.logits + noise)
 
 
-_jitted_step = quick_jit.jit(deepaa_search.step, static_argnums=(0, 4))
-_jitted_scores = quick_jit.jit(deepaa_scores.scores, static_argnums=1)
+_jitted_step = jax.jit(deepaa_search.step, static_argnums=(0, 4))
+_jitted_scores = jax.jit(deepaa_scores.scores, static_argnums=1)
 
 
 def flat(tree):
@@ -100,14 +98,14 @@ def test_score_and_logit_gradient_are_those_of_the_cosine():
         key = jax.random.key(4)
         found, cosine = _jitted_scores(key, settings, (params, {}), logits, image, label, valid)
 
-        @quick_jit.jit
+        @jax.jit
         def augmented_images(image):
             action_key, _ = jax.random.split(key)
             inputs = deepaa_scores._draw_every_action(action_key, settings, logits[:-1], image)
             op_ids = ops.op_ids(settings.space)
             return augment.apply_draws(image[None][inputs.source], inputs.draws, op_ids=op_ids)
 
-        @quick_jit.jit
+        @jax.jit
         def every_gradient(params, augmented, valid):
             losses = functools.partial(_plain_losses, settings, label)
             each = jax.vmap(flat)(jax.jacrev(lambda p: losses(p, augmented))(params))
@@ -147,15 +145,14 @@ def test_sampled_layers_are_exact_where_nothing_is_left_to_chance():
     row, level = deepaa_config.actions(settings)
     below, top = 2, 7
     image, label, valid = images_of(2, 1)[0], jnp.int32(2), images_of(2, 5, seed=8)
-    shear = quick_jit.jit(ops.apply_op, static_argnums=0)
+    shear = jax.jit(ops.apply_op, static_argnums=0)
     changed = shear("ShearX", image / jnp.float32(255), -0.15, jnp.zeros(2))
     assert fixed.rows[row[below]].name == "ShearX" and level[below] == 0.25
     certain = 1e3 * jax.nn.one_hot(jnp.array([below, top]), len(row))
     arguments = (settings, (network(), {}))
     rounded = jnp.round(255 * changed).astype(jnp.uint8)
-    with deepaa_quick.programs():
-        first = deepaa_scores.scores(jax.random.key(0), *arguments, certain[1:], rounded, label, valid)
-        second = deepaa_scores.scores(jax.random.key(1), *arguments, certain, image, label, valid)
+    first = deepaa_scores.scores(jax.random.key(0), *arguments, certain[1:], rounded, label, valid)
+    second = deepaa_scores.scores(jax.random.key(1), *arguments, certain, image, label, valid)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), first, second)
 
 
@@ -193,9 +190,8 @@ def assert_same_step(found, expected, rtol=1e-3):
 def test_chunks_and_their_loop_change_rounding_only():
     state, (train, valid) = start(config(), 2), batches(2)
     expected = _jitted_step(config(), state, train, valid)
-    with deepaa_quick.programs():
-        small = config(chunk_size=5, chunk_loop="python")
-        assert_same_step(deepaa_search.step(small, state, train, valid), expected)
+    small = config(chunk_size=5, chunk_loop="python")
+    assert_same_step(deepaa_search.step(small, state, train, valid), expected)
 
 
 def test_memory_does_not_grow_with_the_number_of_actions():
@@ -241,7 +237,7 @@ def test_points_divided_over_devices_give_the_same_step():
     expected, metrics = _jitted_step(settings, state, train, valid)
     divided = jax.tree.map(lambda leaf: leaf.reshape(4, 1, *leaf.shape[1:]), (train, valid))
     step = functools.partial(deepaa_search.step, settings, axis_name="points")
-    found, others = quick_jit.jit(jax.pmap(step, "points", in_axes=(None, 0, 0)))(state, *divided)
+    found, others = jax.jit(jax.pmap(step, "points", in_axes=(None, 0, 0)))(state, *divided)
     np.testing.assert_allclose(found.optimizer[0].mu[3], expected.optimizer[0].mu, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(others["cosine"][3], metrics["cosine"], rtol=1e-5)
 
@@ -280,7 +276,7 @@ def _trained():
             images, labels
         ).mean()
 
-    @quick_jit.jit
+    @jax.jit
     def descend(params):
         return jax.tree.map(lambda p, g: p - 0.3 * g, params, jax.grad(loss)(params))
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 from jax.test_util import check_grads
 
 from dada.detection import assignment, losses
@@ -146,7 +145,7 @@ def test_copies_of_a_batch_are_a_vmap():
     def loss(boxes, valid):
         return losses.per_image(logits, deltas, anchors, boxes, labels, valid)[0]
 
-    actual = quick_jit.jit(jax.vmap(loss))(copies, valids)
+    actual = jax.jit(jax.vmap(loss))(copies, valids)
     np.testing.assert_allclose(actual, [loss(*copy) for copy in zip(copies, valids)], rtol=1e-6)
 
 

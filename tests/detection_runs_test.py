@@ -76,10 +76,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def searched(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        small_runs.compile_quickly(patch)
-        settings = SEARCH | {"dataset": folder / "set"}
-        yield small_runs.run_here(search, settings, folder / "searched")
+    settings = SEARCH | {"dataset": folder / "set"}
+    return small_runs.run_here(search, settings, folder / "searched")
 
 
 # ---- the library ---------------------------------------------------------------------------------
@@ -212,7 +210,6 @@ def test_figures_are_drawn_again(searched):
 
 
 def test_a_training_with_the_policy_found(folder, searched, monkeypatch):
-    small_runs.compile_quickly(monkeypatch)
     settings = SMALL | {
         "dataset": folder / "set",
         "policy": searched / "policy.json",

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 import small_runs
 
 from dada import policies
@@ -59,7 +58,7 @@ def recorded_programs():
     texts = []
 
     def compiled(function, *arguments):
-        program = quick_jit.jit(function).lower(*arguments).compile()
+        program = jax.jit(function).lower(*arguments).compile()
         if len(arguments) == 3:  # the test of a training has no key
             texts.append(program.as_text())
         return program, 1.0
@@ -164,7 +163,7 @@ def run_two_processes(binary, flags, run_dir, *more):
             {**flags, "process_id": number},
             run_dir,
             *more,
-            xla_flags=f"--xla_force_host_platform_device_count=2 {quick_jit.XLA_FLAGS}",
+            xla_flags="--xla_force_host_platform_device_count=2",
         )
         for number in (1, 0)
     ]
@@ -278,7 +277,7 @@ def test_no_convolution_of_deepaa_runs_in_a_loop_on_cpu(files, monkeypatch):
 
     def record(function):
         def call(config, *arguments):
-            program = quick_jit.jit(function, static_argnums=0).lower(config, *arguments).compile()
+            program = jax.jit(function, static_argnums=0).lower(config, *arguments).compile()
             texts.append(program.as_text())
             return program(*arguments)
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 
 from dada import augment, ops, policies
 from dada.augment import sampling
@@ -79,7 +78,7 @@ def _apply_differentiable(images, boxes, valid, draws, op_ids=OP_IDS):
     return augment.apply_draws_differentiable(augment.ImagesWithBoxes(images, boxes, valid), draws, op_ids)
 
 
-_fast = quick_jit.jit(_apply)
+_fast = jax.jit(_apply)
 
 
 @functools.cache
@@ -98,7 +97,7 @@ def _everything():
         return jnp.sum(weights * result[0], axis=(1, 2, 3)).sum(), result
 
     weights = np.random.default_rng(4).normal(size=images.shape).astype(np.float32)
-    gradient, smooth = quick_jit.jit(jax.grad(loss, has_aux=True))(draws.value, weights)
+    gradient, smooth = jax.jit(jax.grad(loss, has_aux=True))(draws.value, weights)
     return op, (*batch, draws), fast, smooth, np.asarray(gradient)
 
 
@@ -142,7 +141,7 @@ def test_the_gradient_is_that_of_the_ops():
             total += jnp.sum(weights[i] * state[0])
         return total
 
-    got, expected = (quick_jit.jit(jax.grad(loss))(draws.value) for loss in (batched, one_by_one))
+    got, expected = (jax.jit(jax.grad(loss))(draws.value) for loss in (batched, one_by_one))
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
     assert np.asarray(got).any(0).all()
 
@@ -152,7 +151,7 @@ def test_the_schedule_of_accelerators_on_several_devices(monkeypatch):
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, cpu, default: default(*arguments))
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     divided = functools.partial(jax.shard_map, mesh=mesh, in_specs=jax.P("batch"), out_specs=jax.P("batch"))
-    images, boxes, valid = quick_jit.jit(divided(_apply))(*arguments)
+    images, boxes, valid = jax.jit(divided(_apply))(*arguments)
     np.testing.assert_array_equal(images, fast[0])
     np.testing.assert_allclose(boxes, fast[1], atol=1e-4)
     np.testing.assert_array_equal(valid, fast[2])
@@ -165,10 +164,10 @@ def test_more_axes_no_slots_and_unknown_ops():
     op = np.random.default_rng(8).choice(op_ids, (12, 2))
     batch, draws = _batch(9, 12), _draws(10, op)
     apply = functools.partial(_apply, op_ids=op_ids)
-    jitted = quick_jit.jit(apply)
+    jitted = jax.jit(apply)
     flat = jitted(*batch, draws)
     folded = jax.tree.map(lambda leaf: leaf.reshape(3, 4, *leaf.shape[1:]), (*batch, draws))
-    for got, expected in zip(quick_jit.jit(jax.vmap(apply))(*folded), flat):
+    for got, expected in zip(jax.jit(jax.vmap(apply))(*folded), flat):
         np.testing.assert_allclose(got.reshape(expected.shape), expected, atol=1e-5)
     images, boxes, valid = jitted(batch[0], batch[1][:, :0], batch[2][:, :0], draws)
     assert boxes.shape == (12, 0, 4) and valid.shape == (12, 0)
@@ -184,7 +183,7 @@ def test_more_axes_no_slots_and_unknown_ops():
 @pytest.mark.parametrize("name", ["autoaugment_detection_v0", "autoaugment_detection_v3"])
 def test_published_policies_run(name):
     found = policies.load(name)
-    batch, sample = _batch(11, COUNT), quick_jit.jit(sampling.sample, static_argnums=(1, 2, 3))
+    batch, sample = _batch(11, COUNT), jax.jit(sampling.sample, static_argnums=(1, 2, 3))
     draws = sample(jax.random.key(0), found, COUNT, SIZE)
     images, boxes, valid = _fast(*batch, draws)
     applied = {ops.ALL_OPS[op] for op in np.unique(draws.op)}
@@ -269,7 +268,7 @@ def test_scales_move_boxes_with_the_images():
         image[y0:y1, x0:x1] = 1
     valid = np.ones((96, 1), bool)
     arguments = images, np.float32(boxes), valid, (0.5, 2.0)
-    run = quick_jit.jit(augment.random_scale_with_boxes, static_argnums=4)
+    run = jax.jit(augment.random_scale_with_boxes, static_argnums=4)
     scaled, moved, still = map(np.asarray, run(jax.random.key(2), *arguments))
     assert 0.6 < still.mean() < 1
     for image, box, is_valid in zip(scaled[..., 0], moved[:, 0], still[:, 0]):
@@ -300,7 +299,7 @@ def test_order_of_detection(per_image):
         normalized = augment.normalize(batch[0], settings.mean, settings.std)
         return augment.random_scale_with_boxes(keys.crop, normalized, *batch[1:], (0.5, 1.5))
 
-    @quick_jit.jit
+    @jax.jit
     def found_and_expected(keys, *batch):
         found = tuple(augment.base_augment(keys, settings, augment.ImagesWithBoxes(*batch), policy))
         if not per_image:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import quick_jit
 
 from dada.gradients import estimators
 from dada.searches.dada import space as policy_space
@@ -59,7 +58,7 @@ def sample(parameters, cost, key, count):
     return keys, draws, jax.vmap(cost)(draws)
 
 
-SAMPLE_JIT = quick_jit.jit(sample, static_argnums=(1, 3))
+SAMPLE_JIT = jax.jit(sample, static_argnums=(1, 3))
 
 
 def latents(parameters, key, draw):
@@ -70,7 +69,7 @@ def latents(parameters, key, draw):
 
 
 RELAX = (policy_space.log_probability, latents, estimators.control_variate)
-RELAX_JIT = quick_jit.jit(functools.partial(estimators.relax, *RELAX))
+RELAX_JIT = jax.jit(functools.partial(estimators.relax, *RELAX))
 
 
 def trained_control(parameters, cost):
@@ -87,7 +86,7 @@ def trained_control(parameters, cost):
         return (optax.apply_updates(control, updates), state), None
 
     keys = jax.random.split(jax.random.key(1), 300)
-    train = quick_jit.jit(lambda carry: jax.lax.scan(step, carry, keys)[0][0])
+    train = jax.jit(lambda carry: jax.lax.scan(step, carry, keys)[0][0])
     return train((control, optimizer.init(control)))
 
 
@@ -96,7 +95,7 @@ def exact_gradient(space):
     parameters, cost = problem(space)
     draws, probability = all_draws(space, parameters)
 
-    @quick_jit.jit
+    @jax.jit
     def total_and_gradient(parameters):
         costs = jax.vmap(cost)(draws)
         gradient = jax.grad(lambda parameters: jnp.sum(probability(parameters) * costs))(parameters)
@@ -125,7 +124,7 @@ def single_estimates(space, name):
     def flat(tree):
         return jnp.concatenate([leaf.ravel() for leaf in tree[:2]])
 
-    many = quick_jit.jit(jax.vmap(lambda key: flat(estimate(key))))
+    many = jax.jit(jax.vmap(lambda key: flat(estimate(key))))
     return np.asarray(many(jax.random.split(jax.random.key(2), 20_000))), np.asarray(flat(exact))
 
 
@@ -165,7 +164,7 @@ def test_control_gradient_is_that_of_the_second_moment():
     keys, draws, costs = SAMPLE_JIT(parameters, cost, jax.random.key(3), 8)
     control = estimators.init_control_variate(jax.random.key(4), 18, hidden=5)
 
-    @quick_jit.jit
+    @jax.jit
     def second_moment(control):
         each = estimators.relax_per_sample(*RELAX, parameters, control, draws, keys, costs)
         return sum(jnp.sum(leaf**2) for leaf in each) / 8

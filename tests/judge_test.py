@@ -46,7 +46,6 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def quick_runs():
     with pytest.MonkeyPatch.context() as patch:
-        small_runs.compile_quickly(patch)
         patch.setattr(search.finished_run, "draw", lambda *_: [])
         patch.setattr(judge, "_NUM_SEEDS", 2)
         yield

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 from jax.test_util import check_grads
 
 from dada import augment, models
@@ -304,7 +303,7 @@ def test_no_gradient_through_stored_statistics():
         _, new_stats = layers.batch_norm(params, stats, inputs, True, momentum=0.9)
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(new_stats))
 
-    for leaf in jax.tree.leaves(quick_jit.jit(jax.grad(stored, argnums=(0, 1)))(params, inputs)):
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(stored, argnums=(0, 1)))(params, inputs)):
         assert not np.any(leaf)
 
     # The batch statistics themselves are differentiated: the outputs do not see a common shift.
@@ -313,7 +312,7 @@ def test_no_gradient_through_stored_statistics():
         outputs, _ = layers.batch_norm(params, stats, inputs + shift, True, momentum=0.9)
         return jnp.sum(weights * outputs)
 
-    assert abs(quick_jit.jit(jax.grad(output))(0.0)) < 1e-4
+    assert abs(jax.jit(jax.grad(output))(0.0)) < 1e-4
 
 
 @pytest.mark.usefixtures("both_forms")
@@ -324,7 +323,7 @@ def test_batch_norm_of_eight_devices_equals_one(mapping):
     inputs = (np.arange(8.0)[:, None, None, None, None] + _random(1, (8, 2, 4, 4, 3))).astype(np.float32)
     run = functools.partial(layers.batch_norm, is_training=True, momentum=0.9)
     whole = inputs.reshape(16, 4, 4, 3)
-    expected, expected_stats = quick_jit.jit(run)(params, stats, whole)
+    expected, expected_stats = jax.jit(run)(params, stats, whole)
 
     part = functools.partial(run, axis_name="device")
     if mapping in ("pmap", "vmap"):
@@ -342,7 +341,7 @@ def test_batch_norm_of_eight_devices_equals_one(mapping):
             out_specs=(jax.P("device"), jax.P()),
             check_vma=mapping == "shard_map",
         )
-        actual, actual_stats = quick_jit.jit(divided)(params, stats, whole)
+        actual, actual_stats = jax.jit(divided)(params, stats, whole)
     np.testing.assert_allclose(np.asarray(actual).reshape(whole.shape), expected, rtol=1e-4, atol=1e-5)
     for name in ("mean", "variance"):
         np.testing.assert_allclose(actual_stats[name], expected_stats[name], rtol=1e-5)

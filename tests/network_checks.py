@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import quick_jit
 
 from dada.models import layers
 
@@ -68,10 +67,10 @@ def assert_eight_devices_equal_one(module, params, stats, *key):
         return module.apply(params, stats, images, True, *key, axis_name="device")
 
     with jax.enable_x64(True):
-        expected = quick_jit.jit(module.apply, static_argnums=3)(params, stats, batch, True, *key)
+        expected = jax.jit(module.apply, static_argnums=3)(params, stats, batch, True, *key)
         specs = (jax.P(), jax.P(), jax.P("device"), *(jax.P() for _ in key))
         divided = jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=(jax.P("device"), jax.P()))
-        actual = quick_jit.jit(divided)(params, stats, batch, *key)
+        actual = jax.jit(divided)(params, stats, batch, *key)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), actual, expected)
     return expected[0]
 
@@ -79,9 +78,9 @@ def assert_eight_devices_equal_one(module, params, stats, *key):
 def assert_evaluation_is_that_of(definition, module, params, stats, batch):
     """Logits of evaluation, in float64, and none of it changed by a key."""
     with jax.enable_x64(True):
-        apply = quick_jit.jit(module.apply, static_argnums=3)
+        apply = jax.jit(module.apply, static_argnums=3)
         logits, same_stats = apply(params, stats, batch, False)
-        expected = quick_jit.jit(lambda *arguments: definition(*arguments, False, None))(params, stats, batch)
+        expected = jax.jit(lambda *arguments: definition(*arguments, False, None))(params, stats, batch)
         np.testing.assert_allclose(logits, expected, rtol=1e-9)
         jax.tree.map(np.testing.assert_array_equal, same_stats, stats)
         keyed, _ = apply(params, stats, batch, False, jax.random.key(1))

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 
 from dada import policies
 from dada.models import layers
@@ -56,7 +55,7 @@ def data(count=BATCH, seed=0):
     return jnp.asarray(images), jnp.asarray(generator.integers(0, CLASSES, count), jnp.int32)
 
 
-@functools.partial(quick_jit.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def step(settings, state, key, images, labels):
     return policy_training.step(key, settings, state, images, labels)
 

@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-import quick_jit
 import small_runs
 
 from dada import augment, models
@@ -102,7 +101,7 @@ def test_logits_are_those_of_torchvision(depth, tmp_path):
     drawn = jax.eval_shape(lambda: resnet.init(jax.random.key(0), model[1]))
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (params, stats))
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), drawn)
-    logits, _ = quick_jit.jit(resnet.apply, static_argnums=3)(params, stats, image(), False)
+    logits, _ = jax.jit(resnet.apply, static_argnums=3)(params, stats, image(), False)
     np.testing.assert_allclose(logits[0], LOGITS[depth], atol=1e-4)
 
 
@@ -247,6 +246,6 @@ def test_deepaa_takes_it_for_its_network_and_reports_its_accuracy(files):
     summary = deepaa_run.report(found, None, [], state, policy)
     center = np.asarray(found.dataset.test_images)[:, 1:7, 1:7]
     images = augment.normalize(center, augment.IMAGENET_MEAN, augment.IMAGENET_STD)
-    logits, _ = quick_jit.jit(resnet.apply, static_argnums=3)(*given, images, False)
+    logits, _ = jax.jit(resnet.apply, static_argnums=3)(*given, images, False)
     expected = np.mean(np.argmax(logits, -1) == found.dataset.test_labels)
     assert summary["proxy_accuracy"] == expected and summary["seconds_proxy"] == 0

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import network_checks
 import numpy as np
 import pytest
-import quick_jit
 
 from dada.models import layers, pyramidnet
 
@@ -80,7 +79,7 @@ def test_law_of_shake_drop(monkeypatch):
         pyramidnet.apply(params, stats, jnp.zeros((6, 4, 4, 3)), True, key)
         return jnp.array(factors)
 
-    drawn = quick_jit.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), num_keys))
+    drawn = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), num_keys))
     forward, backward = np.moveaxis(drawn, 2, 0)
     assert forward.shape == (num_keys, num_blocks, 6)
     # One gate for the whole batch: an image is never dropped alone.
@@ -138,7 +137,7 @@ def test_training_and_its_derivatives_are_those_of_the_definition(monkeypatch):
         def function(params):
             return pyramidnet.apply(params, stats, images, True, jax.random.key(3))
 
-        @quick_jit.jit
+        @jax.jit
         def both(params):
             factors.clear()
             logits, tangent, new_stats = jax.jvp(function, (params,), (direction,), has_aux=True)
@@ -174,7 +173,7 @@ def test_noise_and_statistics_of_eight_devices_equal_one():
 
 def test_initial_values():
     config = pyramidnet.Config(11, 24, 10)
-    init = quick_jit.jit(pyramidnet.init, static_argnums=1)
+    init = jax.jit(pyramidnet.init, static_argnums=1)
     params, stats = init(jax.random.key(3), config)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {np.dtype(np.float32)}
     block = params["stages"][2][0]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import network_checks
 import numpy as np
 import pytest
-import quick_jit
 
 from dada.models import layers, resnet
 
@@ -117,8 +116,8 @@ def _definition(params, stats, images, is_training, depth, small_images):
 def test_network_is_that_of_the_definition(depth, small_images):
     params, stats, images = _tiny(depth, small_images)
     with jax.enable_x64(True):
-        apply = quick_jit.jit(resnet.apply, static_argnums=3)
-        definition = quick_jit.jit(_definition, static_argnums=(3, 4, 5))
+        apply = jax.jit(resnet.apply, static_argnums=3)
+        definition = jax.jit(_definition, static_argnums=(3, 4, 5))
         for is_training in (True, False):
             logits, new_stats = apply(params, stats, images, is_training)
             expected = definition(params, stats, images, is_training, depth, small_images)
@@ -132,8 +131,8 @@ def test_network_is_that_of_the_definition(depth, small_images):
 def test_features_are_the_outputs_of_the_stages():
     params, stats, images = _tiny(18, False)
     with jax.enable_x64(True):
-        features, new_stats = quick_jit.jit(resnet.features, static_argnums=3)(params, stats, images, True)
-        expected = quick_jit.jit(resnet.apply, static_argnums=3)(params, stats, images, True)
+        features, new_stats = jax.jit(resnet.features, static_argnums=3)(params, stats, images, True)
+        expected = jax.jit(resnet.apply, static_argnums=3)(params, stats, images, True)
         logits = layers.dense(params["dense"], layers.global_average_pool(features[-1]))
     shapes = [feature.shape for feature in features]
     assert shapes == [(4, 7, 7, 3), (4, 4, 4, 6), (4, 2, 2, 12), (4, 1, 1, 24)]
@@ -148,7 +147,7 @@ def test_with_group_norm_an_image_is_by_itself():
     assert not jax.tree.leaves(stats)
     params, stats = network_checks.off_initial(params, stats, 0.3)
     images = network_checks.images(2, 8)
-    apply = quick_jit.jit(resnet.apply, static_argnums=3)
+    apply = jax.jit(resnet.apply, static_argnums=3)
     logits, new_stats = apply(params, stats, images, True)
     assert new_stats == stats
     other, _ = apply(params, stats, np.stack([images[0], images[1] ** 2]), True)
@@ -168,7 +167,7 @@ def test_forward_and_reverse_mode_and_differences_agree():
         def loss(params):
             return jnp.sum(jnp.tanh(resnet.apply(params, stats, images, True)[0][:, 0]))
 
-        @quick_jit.jit
+        @jax.jit
         def derivatives(params):
             value, slope = jax.jvp(loss, (params,), (direction,))
             return value, slope, jax.grad(loss)(params)
@@ -192,7 +191,7 @@ def test_batch_statistics_of_eight_devices_equal_one():
 
 def test_initial_values():
     config = resnet.Config(18, 10, width=8, small_images=True)
-    init = quick_jit.jit(resnet.init, static_argnums=1)
+    init = jax.jit(resnet.init, static_argnums=1)
     params, stats = init(jax.random.key(3), config)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {np.dtype(np.float32)}
     first, second = params["stages"][3]

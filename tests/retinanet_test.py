@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import network_checks
 import numpy as np
 import pytest
-import quick_jit
 
 from dada.detection import losses
 from dada.models import layers, resnet, retinanet
@@ -122,7 +121,7 @@ def test_network_is_that_of_the_definition(norm):
                 params, stats, images, True
             )
 
-        (maps, expected_stats), (outputs, new_stats) = quick_jit.jit(both)(params, stats, images)
+        (maps, expected_stats), (outputs, new_stats) = jax.jit(both)(params, stats, images)
     jax.tree.map(np.testing.assert_array_equal, new_stats, expected_stats)
     for actual, levels, numbers in zip(outputs, maps, (3, 4)):
         expected = [
@@ -138,7 +137,7 @@ def test_network_is_that_of_the_definition(norm):
 def test_frozen_batch_norm_is_that_of_evaluation():
     params, stats = _tiny(dataclasses.replace(SMALL, norm="batch"))
     images = network_checks.images(2, 32)
-    apply = quick_jit.jit(retinanet.apply, static_argnums=3, static_argnames="frozen_batch_norm")
+    apply = jax.jit(retinanet.apply, static_argnums=3, static_argnames="frozen_batch_norm")
     frozen, same_stats = apply(params, stats, images, True, frozen_batch_norm=True)
     evaluated, _ = apply(params, stats, images, False)
     jax.tree.map(np.testing.assert_array_equal, frozen, evaluated)
@@ -168,7 +167,7 @@ def test_jvp_of_the_losses_is_their_gradient_image_by_image():
             outputs, _ = retinanet.apply(params, stats, images, True)
             return losses.per_image(*outputs, anchors, boxes, labels, valid)[0]
 
-        @quick_jit.jit
+        @jax.jit
         def derivatives(params):
             values, slopes = jax.jvp(loss, (params,), (direction,))
             _, pullback = jax.vjp(loss, params)
@@ -191,7 +190,7 @@ def test_initial_values():
     config = dataclasses.replace(
         SMALL, norm="batch", channels=32, width=4, head_layers=2, num_classes=5, levels=4
     )
-    params, stats = quick_jit.jit(retinanet.init, static_argnums=1)(jax.random.key(0), config)
+    params, stats = jax.jit(retinanet.init, static_argnums=1)(jax.random.key(0), config)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {np.dtype(np.float32)}
     for head in ("class_head", "box_head"):
         first, second = params[head]["tower"]

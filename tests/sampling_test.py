@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 
 from dada import ops, policies
 from dada.augment import sampling
 
 COUNT = 20_000
 SIZE = (24, 40)
-_SAMPLE = quick_jit.jit(sampling.sample, static_argnums=(1, 2, 3))
+_SAMPLE = jax.jit(sampling.sample, static_argnums=(1, 2, 3))
 
 
 def _op(name):

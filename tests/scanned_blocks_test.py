@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 
 from dada.models import pyramidnet, resnet, shake_shake, stages, wide_resnet
 from dada.training import sgd
@@ -46,7 +45,7 @@ def test_scanned_blocks_give_what_written_ones_give(name, monkeypatch):
     results = []
     for scans in (False, True):
         monkeypatch.setattr(stages, "_scans", lambda scans=scans: scans)
-        traced = quick_jit.jit(functools.partial(derivatives, module)).trace(params, stats, images, labels)
+        traced = jax.jit(functools.partial(derivatives, module)).trace(params, stats, images, labels)
         assert (" scan[" in str(traced.jaxpr)) == scans
         results.append(traced.lower().compile()(params, stats, images, labels))
     for trees in zip(*results, strict=True):

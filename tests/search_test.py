@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import quick_jit
 import small_runs
 
 from dada import policies
@@ -22,9 +21,6 @@ SMALL = {
     "extra_ops": ["Rotate90"],
     "planted_op": "Rotate90",
 }
-OFFICIAL_ESTIMATORS = (
-    "--estimator=straight_through: expected one of relax, reinforce, gumbel with --preset=official"
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +39,11 @@ def run_here(folder, name, **changes):
 
 
 def run(folder, name, *more):
-    return small_runs.run(search, settings(folder), folder / name, *more, xla_flags=quick_jit.XLA_FLAGS)
+    return small_runs.run(search, settings(folder), folder / name, *more)
 
 
 def start(folder, name, *more):
-    return small_runs.start(search, settings(folder), folder / name, *more, xla_flags=quick_jit.XLA_FLAGS)
+    return small_runs.start(search, settings(folder), folder / name, *more)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +151,6 @@ def test_a_finished_search_is_not_changed(files, finished, capsys):
 
 def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finished, monkeypatch):
     monkeypatch.setattr(compiled_loop, "scans", lambda: True)
-    small_runs.compile_quickly(monkeypatch)
     monkeypatch.setattr(search.finished_run, "draw", lambda *arguments: [])
     both = run_here(files, "at_once", num_seeds=2, max_steps=2)
     for seed in (0, 1):
@@ -169,7 +164,6 @@ def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finishe
 
 
 def test_official_preset_and_max_steps(files, monkeypatch):
-    small_runs.compile_quickly(monkeypatch)
     changes = {"preset": "official", "max_steps": 2, "extra_ops": []}
     changes |= {"planted_op": "Invert,Brightness:0.5", "num_valid": 18, "exclude_ops": ["Rotate", "Cutout"]}
     official = run_here(files, "official", **changes)
@@ -212,7 +206,10 @@ def test_official_preset_and_max_steps(files, monkeypatch):
             "--policy_space=slots has no effect with --preset=official",
         ),
         ({"preset": "official", "score": "exact"}, "--score=exact has no effect with --preset=official"),
-        ({"preset": "official", "estimator": "straight_through"}, OFFICIAL_ESTIMATORS),
+        (
+            {"preset": "official", "estimator": "reinforce"},
+            "--estimator=reinforce: expected relax with --preset=official",
+        ),
         (
             {"preset": "official", "dtype": "bfloat16"},
             "--dtype=bfloat16 has no effect with --preset=official",

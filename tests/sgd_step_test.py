@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 
 from dada.models import layers, wide_resnet
 from dada.training import sgd
@@ -28,7 +27,7 @@ def test_train_step_is_loss_gradient_and_update():
     images = jnp.asarray(random.standard_normal((6, 2, 2, 3)), jnp.float32)
     labels = jnp.array([0, 1, 2, 0, 1, 2])
     state = sgd.init(params, {})
-    step = quick_jit.jit(functools.partial(sgd.train_step, _linear_apply, weight_decay=0.01))
+    step = jax.jit(functools.partial(sgd.train_step, _linear_apply, weight_decay=0.01))
     for _ in range(2):
         logits = _linear_apply(state.params, {}, images, True)[0]
         error = (jax.nn.softmax(logits) - jnp.eye(3)[labels]) / 6
@@ -64,7 +63,7 @@ def test_key_reaches_the_network():
         0.1,
         weight_decay=0.0,
     )
-    loss = quick_jit.jit(lambda key: step(key=key)[1]["loss"])
+    loss = jax.jit(lambda key: step(key=key)[1]["loss"])
     losses = [float(loss(jax.random.key(seed))) for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
@@ -81,12 +80,12 @@ def _separable_problem():
 
 def test_training_goes_down_and_evaluation_sees_it():
     images, labels = _separable_problem()
-    step = quick_jit.jit(
+    step = jax.jit(
         functools.partial(sgd.train_step, wide_resnet.apply, weight_decay=5e-4, clip_norm=5.0, nesterov=True)
     )
-    evaluate = quick_jit.jit(wide_resnet.apply, static_argnums=3)
+    evaluate = jax.jit(wide_resnet.apply, static_argnums=3)
     config = wide_resnet.Config(depth=10, width=1, num_classes=2)
-    init = quick_jit.jit(wide_resnet.init, static_argnums=1)
+    init = jax.jit(wide_resnet.init, static_argnums=1)
     state = sgd.init(*init(jax.random.key(0), config))
     before, _ = evaluate(state.params, state.batch_stats, images, False)
     losses = []
@@ -131,7 +130,7 @@ def test_step_of_eight_devices_equals_one(mapping):
     }
     state = sgd.init(params, stats)
 
-    expected = quick_jit.jit(step)(state, images, labels, 0.1)
+    expected = jax.jit(step)(state, images, labels, 0.1)
     part = functools.partial(step, axis_name="device")
     mesh = jax.make_mesh((8,), ("device",), axis_types=(jax.sharding.AxisType.Auto,))
     if mapping == "pmap":
@@ -140,9 +139,9 @@ def test_step_of_eight_devices_equals_one(mapping):
         actual = jax.tree.map(lambda leaf: leaf[3], all_devices)
     elif mapping == "jit":
         sharding = jax.NamedSharding(mesh, jax.P("device"))
-        actual = quick_jit.jit(step)(state, *jax.device_put((images, labels), sharding), 0.1)
+        actual = jax.jit(step)(state, *jax.device_put((images, labels), sharding), 0.1)
     else:
-        actual = quick_jit.jit(
+        actual = jax.jit(
             jax.shard_map(
                 part,
                 mesh=mesh,

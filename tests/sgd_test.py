@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick_jit
 
 from dada.training import sgd
 
@@ -122,10 +121,10 @@ def test_clip_is_differentiable_also_at_a_zero_gradient():
 
     # Not clipped: d(-s g)/ds = -g. Clipped: the direction is fixed, the length too.
     gradient = jnp.array([0.3, 0.4])
-    of_scale = quick_jit.jit(jax.jacrev(stepped))
+    of_scale = jax.jit(jax.jacrev(stepped))
     np.testing.assert_allclose(of_scale(1.0, gradient), -gradient, rtol=1e-6)
     np.testing.assert_allclose(of_scale(9.0, gradient), [0, 0], atol=1e-5)
-    of_gradient = quick_jit.jit(jax.jacrev(stepped, argnums=1))
+    of_gradient = jax.jit(jax.jacrev(stepped, argnums=1))
     np.testing.assert_allclose(of_gradient(1.0, jnp.zeros(2)), -np.eye(2), rtol=1e-6)
 
 
@@ -164,11 +163,11 @@ def test_cross_entropy_derivatives():
 
         probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         expected = probabilities - np.eye(5)[labels]
-        np.testing.assert_allclose(quick_jit.jit(jax.grad(loss))(logits), expected, rtol=1e-10)
+        np.testing.assert_allclose(jax.jit(jax.grad(loss))(logits), expected, rtol=1e-10)
         # Hessian of one example: diag(p) - p p^T, by either nesting.
         p = probabilities[0]
         for outer, inner in [(jax.jacrev, jax.jacfwd), (jax.jacfwd, jax.jacrev)]:
-            hessian = quick_jit.jit(outer(inner(loss)))(logits)[0, :, 0]
+            hessian = jax.jit(outer(inner(loss)))(logits)[0, :, 0]
             np.testing.assert_allclose(hessian, np.diag(p) - np.outer(p, p), atol=1e-12)
 
 

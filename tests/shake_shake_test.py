@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import network_checks
 import numpy as np
 import pytest
-import quick_jit
 
 from dada.models import layers, shake_shake
 
@@ -83,7 +82,7 @@ def test_noise_is_uniform_and_of_its_own_for_each_image_block_and_direction(monk
     factors = network_checks.record_shake(monkeypatch)
     shapes = _shapes(shake_shake.Config(depth=26, width=2))
 
-    @quick_jit.jit
+    @jax.jit
     def draw(key):
         factors.clear()
         params, stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
@@ -145,7 +144,7 @@ def test_training_and_its_derivatives_are_those_of_the_definition(monkeypatch):
         def function(params):
             return shake_shake.apply(params, stats, images, True, jax.random.key(3))
 
-        @quick_jit.jit
+        @jax.jit
         def both(params):
             factors.clear()
             logits, tangent, new_stats = jax.jvp(function, (params,), (direction,), has_aux=True)
@@ -178,7 +177,7 @@ def test_noise_and_statistics_of_eight_devices_equal_one():
 
 
 def test_initial_values():
-    init = quick_jit.jit(shake_shake.init, static_argnums=1)
+    init = jax.jit(shake_shake.init, static_argnums=1)
     params, stats = init(jax.random.key(3), shake_shake.Config(8, 16, 10))
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {np.dtype(np.float32)}
     assert 0.8 / np.sqrt(27) < np.abs(params["stem"]["bias"]).max() <= 1 / np.sqrt(27)

@@ -10,11 +10,10 @@ import types
 
 import jax
 import numpy as np
-import quick_jit
 from PIL import Image
 
 from experiments import table_run
-from experiments.runs import command_line, compiled_loop, run_folder
+from experiments.runs import command_line, run_folder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -81,9 +80,9 @@ def start(binary, settings, run_dir, *more, xla_flags=""):
     return subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def run(binary, settings, run_dir, *more, xla_flags=""):
+def run(binary, settings, run_dir, *more):
     """Runs a binary as a process to its end; returns its run folder."""
-    process = start(binary, settings, run_dir, *more, xla_flags=xla_flags)
+    process = start(binary, settings, run_dir, *more)
     code, errors = _end(process, timeout=600)
     assert code == 0, errors
     return run_dir
@@ -93,17 +92,6 @@ def stand_in(monkeypatch, run):
     """Lets a function start the processes of tables, in place of subprocess.run."""
     names = types.SimpleNamespace(run=run, DEVNULL=None, TimeoutExpired=subprocess.TimeoutExpired)
     monkeypatch.setattr(table_run, "subprocess", names)
-
-
-def compile_quickly(monkeypatch):
-    """The steps of runs in this process are compiled as by `quick_jit`."""
-
-    def compiled(function, *arguments):
-        begin = time.perf_counter()
-        program = quick_jit.jit(function).lower(*arguments).compile()
-        return program, time.perf_counter() - begin
-
-    monkeypatch.setattr(compiled_loop, "compiled", compiled)
 
 
 def compiled_programs():

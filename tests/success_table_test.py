@@ -1,13 +1,11 @@
 """The success table: cells by hand, running what is missing, recording it, refusing what does not fit."""
 
 import json
-import os
 import pathlib
 import shutil
 import subprocess
 
 import pytest
-import quick_jit
 import small_runs
 
 from experiments import search, success_table
@@ -286,8 +284,7 @@ def test_bad_flags_are_refused(folder, arguments, message, processes):
         command(folder / "nothing")
 
 
-def test_a_real_search_enters_the_table(tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {quick_jit.XLA_FLAGS}")
+def test_a_real_search_enters_the_table(tmp_path):
     small_runs.write_data_set(tmp_path / "tiny.npz", 80, 8)
     flags = [
         *(f"--dataset={tmp_path / 'tiny.npz'}", "--model=wrn_10_1", "--batch_size=16", "--max_steps=1"),

@@ -92,7 +92,6 @@ def test_top_5_errors_are_told_from_100_classes_on(files, finished, monkeypatch,
     labels = np.arange(100)
     arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
     np.savez(files / "many.npz", **arrays)
-    small_runs.compile_quickly(monkeypatch)
     path = run(files, "many", dataset=files / "many.npz", epochs=1, policy="none", eval_batch_size=100)
     (line,), result = run_folder.read_metrics(path), run_folder.read_summary(path)["last"]
     assert line["test_accuracy"] <= line["test_top_5_accuracy"] < 0.5
@@ -181,7 +180,6 @@ def test_seeds_have_folders_of_their_own(files, finished):
 
 def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finished, monkeypatch):
     monkeypatch.setattr(compiled_loop, "scans", lambda: True)
-    small_runs.compile_quickly(monkeypatch)
     # Two epochs of the same schedule: scans of convolutions are slow on a CPU.
     both = run(files, "at_once", num_seeds=2, epochs=2, cosine_epochs=5.0)
     assert run_folder.read_summary(both / "seed_1")["seeds_at_once"] == 2

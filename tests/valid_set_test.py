@@ -206,7 +206,6 @@ def test_deepaa_has_clean_images_of_the_classes_that_there_are(files, preset):
 
 
 def test_a_run_takes_what_there_is_and_shows_it(files, monkeypatch, capsys):
-    small_runs.compile_quickly(monkeypatch)
     settings = {**SMALL, "dataset": files / "tiny.npz", "valid_dataset": files / "dark.npz", "max_steps": 1}
     path = small_runs.run_here(search, settings, files / "run")
     flags = run_folder.read_flags(path)

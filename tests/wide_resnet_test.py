@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import network_checks
 import numpy as np
 import pytest
-import quick_jit
 
 from dada.models import wide_resnet
 
@@ -127,7 +126,7 @@ def test_forward_equals_numpy(is_training):
     params, stats, images = _tiny()
     expected = _numpy_wide_resnet(params, stats, images, is_training, momentum=0.9)
     with jax.enable_x64(True):
-        actual = quick_jit.jit(wide_resnet.apply, static_argnums=3)(
+        actual = jax.jit(wide_resnet.apply, static_argnums=3)(
             *_cast((params, stats, images), np.float64), is_training
         )
         assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {np.dtype(np.float64)}
@@ -135,7 +134,7 @@ def test_forward_equals_numpy(is_training):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), actual, expected)
 
     # The same in float32, given images of another floating type.
-    actual = quick_jit.jit(wide_resnet.apply, static_argnums=3)(
+    actual = jax.jit(wide_resnet.apply, static_argnums=3)(
         *_cast((params, stats), np.float32), images, is_training
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(actual)} == {np.dtype(np.float32)}
@@ -144,7 +143,7 @@ def test_forward_equals_numpy(is_training):
 
 def test_momentum_is_the_weight_of_the_new_batch():
     params, stats, images = _cast(_tiny(), np.float32)
-    apply = quick_jit.jit(wide_resnet.apply, static_argnames=("is_training",))
+    apply = jax.jit(wide_resnet.apply, static_argnames=("is_training",))
     new_stats = {
         momentum: apply(params, stats, images, is_training=True, batch_norm_momentum=momentum)[1]
         for momentum in (0.1, 0.9, 1.0)
@@ -163,7 +162,7 @@ def test_momentum_is_the_weight_of_the_new_batch():
 
 
 def test_initial_values():
-    init = quick_jit.jit(wide_resnet.init, static_argnums=1)
+    init = jax.jit(wide_resnet.init, static_argnums=1)
     params, stats = init(jax.random.key(3), TINY)
     again, _ = init(jax.random.key(3), TINY)
     jax.tree.map(np.testing.assert_array_equal, params, again)
@@ -196,7 +195,7 @@ def test_reverse_over_forward_equals_forward_over_reverse_and_differences():
         def gradient(params):
             return jax.grad(lambda x: outputs(params, x).sum())(images)
 
-        @quick_jit.jit
+        @jax.jit
         def both(images):
             reverse_over_forward = jax.grad(directional)(images)
             forward_over_reverse = jax.jvp(gradient, (params,), (direction,))[1]
@@ -204,7 +203,7 @@ def test_reverse_over_forward_equals_forward_over_reverse_and_differences():
 
         first, second = both(images)
         np.testing.assert_allclose(first, second, rtol=1e-8, atol=1e-10)
-        evaluate = quick_jit.jit(directional)
+        evaluate = jax.jit(directional)
         step = 1e-6
         difference = evaluate(images + step * shift) - evaluate(images - step * shift)
         np.testing.assert_allclose(jnp.sum(first * shift), difference / (2 * step), rtol=1e-5)

@@ -75,9 +75,8 @@ def defaults(settings: Settings) -> dict[str, Any]:
 def _config(library: ModuleType, settings: Settings, fields: dict[str, Any], mesh: Any) -> Any:
     del mesh
     policy_space.init("pairs", len(fields["space"].rows))  # refuses a space of one op
-    if library is dada_official and settings["estimator"] not in official_config.ESTIMATORS:
-        expected = f"expected one of {', '.join(official_config.ESTIMATORS)} with --preset=official"
-        raise ValueError(f"--estimator={settings['estimator']}: {expected}")
+    if library is dada_official and settings["estimator"] != "relax":
+        raise ValueError(f"--estimator={settings['estimator']}: expected relax with --preset=official")
     if settings.get("hypergradient") == "finite_difference" and settings.get("dtype") == "bfloat16":
         expected = "expected exact: such differences are smaller than its rounding"
         raise ValueError(f"--dtype=bfloat16: got --hypergradient=finite_difference, {expected}")

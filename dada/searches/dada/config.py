@@ -22,7 +22,6 @@ class CommonConfig:
       apply: network, (params, batch_stats, images, is_training, key, axis_name=) -> (logits, batch_stats).
       space: the ops, their ranges and sign rules.
       num_epochs, steps_per_epoch: length of the search; they set the learning-rate schedule.
-      estimator: of the policy gradient.
       hypergradient: "exact" (JVP) or "finite_difference".
       learning_rate ... clip_norm: SGD of the network.
       policy_learning_rate: Adam of the policy, betas 0.5 and 0.999.
@@ -38,7 +37,6 @@ class CommonConfig:
     space: ops.SearchSpace
     num_epochs: int = 20
     steps_per_epoch: int = 16
-    estimator: str = "relax"
     hypergradient: str = "exact"
     learning_rate: float = 0.1
     learning_rate_floor: float = 0.001
@@ -73,14 +71,15 @@ class Config(CommonConfig):
     Attributes: those of `CommonConfig`, and
       policy_space: "pairs", "triples" or "slots", see `space`.
       score: of a draw: "cosine", or "exact", the gradient of the paper, see the modules of these names. Only
-        "exact" reads `estimator`, `hypergradient` and `temperature`. The estimators "gumbel" and
-        "straight_through" mix the ops of "slots".
+        "exact" reads `estimator`, `hypergradient` and `temperature`.
+      estimator: of the policy gradient. "gumbel" and "straight_through" mix the ops of "slots".
       num_draws: sub-policies of a step, each on all training images; of the score "cosine" only.
     """
 
     learning_rate: float = 0.005
     policy_space: str = "pairs"
     score: str = "cosine"
+    estimator: str = "relax"
     num_draws: int = 8
 
     def __post_init__(self):

@@ -4,11 +4,8 @@ import dataclasses
 
 import jax
 
-from ... import checks
 from ...training import schedules
 from ..dada.config import CommonConfig
-
-ESTIMATORS = ("relax", "reinforce", "gumbel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +14,6 @@ class Config(CommonConfig):
 
     hypergradient: str = "finite_difference"
     policy_learning_rate: float = 0.005  # of the Q network too
-
-    def __post_init__(self):
-        super().__post_init__()
-        checks.check_choices(self, {"estimator": ESTIMATORS})
 
 
 def learning_rate(config: Config, step: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...gradients import estimators, relaxation
+from ...gradients import estimators
 from ..dada import space as policy_space
 
 EPSILON = 1e-6
@@ -103,25 +103,12 @@ def relax_outputs(
     return gradient, jax.tree.map(lambda leaf: leaf / entries, control_gradient)
 
 
-def _gumbel_input(parameters, draw, key, temperature, inputs):
-    """The drawn images with straight-through weights; ones stand for everything that was not drawn."""
-    latent, _ = policy_space.latents(as_logits(parameters), key, draw)
-    weights = relaxation.straight_through_one_hot(jax.nn.softmax(latent.op[0, 0] / temperature))
-    relaxed_bits = jax.nn.sigmoid(latent.application[draw.row] / temperature)
-    bits = relaxation.straight_through_bits(relaxed_bits)
-    selected = jnp.prod(jnp.where(draw.bits[draw.row], bits, 1.0 - bits))
-    sub_policy = selected * inputs + (1.0 - selected)
-    others = jnp.sum(weights) - weights[draw.row]
-    return weights[draw.row] * sub_policy + others
-
-
 def policy_gradient(
-    estimator, mean_loss, score, parameters, control, draw, key, temperature, inputs
+    mean_loss, score, parameters, control, draw, key, temperature, inputs
 ) -> tuple[policy_space.Parameters, Any]:
     """The gradient that the released code hands to Adam: -(G+ - G-) / (2 R), no step size eta.
 
     Args:
-      estimator: "relax", "reinforce" (RELAX without the Q network, which changes nothing) or "gumbel".
       mean_loss: (network parameters, network input) -> [], L.
       score: takes a function of the network parameters, returns its derivative along h.
       parameters: raw w, p, m.
@@ -134,27 +121,16 @@ def policy_gradient(
       (gradient for w, p, m; gradient for the Q network).
     """
     applied = draw.bits[draw.row].astype(inputs.dtype)
-    no_control = jax.tree.map(jnp.zeros_like, control)
-
-    def with_level(parameters):
-        raw = parameters.level[draw.row]
-        return inputs + jnp.sum(applied * (raw - jax.lax.stop_gradient(raw)))
 
     def outputs(params):
         """G, the gradient of one evaluation of the training loss."""
 
         def loss_of(parameters):
-            network_input = with_level(parameters)
-            if estimator == "gumbel":
-                network_input = _gumbel_input(parameters, draw, key, temperature, network_input)
-            return mean_loss(params, network_input)
+            raw = parameters.level[draw.row]
+            image_plus_level = inputs + jnp.sum(applied * (raw - jax.lax.stop_gradient(raw)))
+            return mean_loss(params, image_plus_level)
 
         loss, pathwise = jax.value_and_grad(loss_of)(parameters)
-        if estimator == "gumbel":
-            return pathwise, no_control
-        if estimator == "reinforce":
-            scores = jax.tree.map(lambda leaf: loss * leaf, jax.grad(_log_q)(parameters, draw))
-            return jax.tree.map(jnp.add, pathwise, scores), no_control
         scores, control_gradient = relax_outputs(parameters, control, draw, key, temperature, loss)
         return jax.tree.map(jnp.add, pathwise, scores), control_gradient
 

@@ -11,9 +11,9 @@ Kept on purpose, each with the reason why it is a defect:
 - The unrolled step is not clipped, the real one is.
 - The learning rate runs one epoch ahead, and the policy is read before the last epoch.
 - The centre of the op Cutout lies half a pixel off.
-- Gumbel variant: what was not drawn is modelled as an image of ones.
 
-Not kept: an epoch's last batch is filled up, and a seed repeats a run.
+Not kept: an epoch's last batch is filled up, and a seed repeats a run. Left out: the code's second variant,
+Gumbel-softmax, which models what was not drawn as an image of ones.
 
 Reference: Li et al. 2020 and its released code.
 """
@@ -130,7 +130,6 @@ def gradients(
     is_exact = config.hypergradient == "exact"
     alignment = bilevel.alignment if is_exact else bilevel.alignment_finite_difference
     policy_gradient = official_gradient.policy_gradient(
-        config.estimator,
         lambda params, inputs: mean_of_devices(jnp.mean(losses(params, inputs)[0]), axis_name),
         lambda function: alignment(function, train.params, valid_gradient),
         parameters,
