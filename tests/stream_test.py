@@ -50,6 +50,18 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fused_steps():
+    """Two programs are compared bit by bit: steps are fused as for users, unlike other tests (conftest)."""
+
+    def compiled(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile({"xla_cpu_use_fusion_emitters": True}), 1.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_loop, "compiled", compiled)
+        yield
+
+
 def settings(files, **changes):
     return {**SMALL, "dataset": str(files / "set"), **changes}
 
@@ -121,7 +133,8 @@ def test_a_packed_set_and_other_threads_give_the_same_run(files, cropped, held):
 
 def test_killed_within_an_epoch_and_resumed_is_the_straight_run(files, cropped):
     path = files / "killed"
-    process = small_runs.start(train, settings(files, **RANDOM, decode_threads=2), path)
+    fused = "--xla_cpu_use_fusion_emitters=true"
+    process = small_runs.start(train, settings(files, **RANDOM, decode_threads=2), path, xla_flags=fused)
     small_runs.kill_when(process, lambda: (path / "checkpoints" / "3" / "_CHECKPOINT_METADATA").exists())
     assert not (path / "summary.json").exists()
     small_runs.run_here(train, settings(files, **RANDOM, decode_threads=1), path, resume=True)
