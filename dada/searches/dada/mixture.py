@@ -1,4 +1,4 @@
-"""Augmentation by a relaxed policy of slots: op outputs mixed with Gumbel-softmax weights instead of one drawn.
+"""Augmentation by a relaxed policy of slots: op outputs mixed with Gumbel-softmax weights, not one drawn.
 
     x <- x + b_j (sum_m S_jm op_m(x) - x)   for the slots j = 1, 2 of the drawn sub-policy
 
