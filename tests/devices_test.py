@@ -133,9 +133,8 @@ def _numbers(text):
     return [float(number) for number in re.findall(r"(?<=[ \[,:])-?\d+\.\d+(?:e-?\d+)?", text)]
 
 
-@pytest.mark.parametrize(
-    "name", ["dada", *(pytest.param(name, marks=pytest.mark.slow) for name in ("train", "ddas", "deepaa"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_eight_devices_are_one(files, one_device, name, monkeypatch):
     binary, flags = settings(files, name)
     saved = set()

@@ -36,7 +36,10 @@ def derivatives(module, params, stats, images, labels):
     return outputs, module.apply(params, stats, images, False)[0], gradient, tangent
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# ResNet's blocks go through the code of the others, and take longest to compile.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "resnet" else ()) for name in NETWORKS]
+)
 def test_scanned_blocks_give_what_written_ones_give(name, monkeypatch):
     module, config = NETWORKS[name]
     params, stats = module.init(jax.random.key(0), config)

@@ -24,7 +24,7 @@ _CONFIG = dada_official.Config(apply=lambda *_: None, space=ops.search_space("da
 def _walk(key, num_steps):
     """Raw parameters after `num_steps` updates."""
     optimizer = optax.adam(_CONFIG.policy_learning_rate, b1=0.5, b2=0.999)
-    start = official_gradient.init_policy(policy_space.init("pairs", len(_CONFIG.space.rows)))
+    start = dada_official.init(key, _CONFIG, (), ())
 
     def loss(params, inputs):
         constant, slope = params  # so that loss and its derivative by the images are noise of their own
@@ -35,11 +35,10 @@ def _walk(key, num_steps):
         draw_key, noise_key = jax.random.split(key)
         noise = tuple(jax.random.normal(noise_key, (2,)))
         gradient, _ = official_gradient.policy_gradient(
-            "reinforce",  # RELAX's control variate cancels in the released code
             loss,
             lambda function: jax.jvp(function, ((0.0, 0.0),), (noise,))[1],
             parameters,
-            (),
+            start.control,  # whatever it is, it cancels
             policy_space.draw(draw_key, official_gradient.as_logits(parameters)),
             draw_key,
             jnp.float32(0.5),
@@ -48,7 +47,8 @@ def _walk(key, num_steps):
         updates, optimizer_state = optimizer.update(gradient, optimizer_state)
         return (optax.apply_updates(parameters, updates), optimizer_state), None
 
-    (parameters, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, num_steps))
+    carry = start.policy, optimizer.init(start.policy)
+    (parameters, _), _ = jax.lax.scan(step, carry, jax.random.split(key, num_steps))
     return parameters
 
 
