@@ -209,7 +209,7 @@ def test_figures_are_drawn_again(searched):
     assert {path.name: path.read_bytes() for path in (searched / "figures").iterdir()} == before
 
 
-def test_a_training_with_the_policy_found(folder, searched, monkeypatch):
+def test_a_training_with_the_policy_found(folder, searched):
     settings = SMALL | {
         "dataset": folder / "set",
         "policy": searched / "policy.json",

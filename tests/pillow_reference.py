@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
@@ -91,3 +92,17 @@ def _cutout(picture, side, center):
     box = (left, top, min(width, left + side), min(height, top + side))
     ImageDraw.Draw(picture).rectangle(box, _FILL)
     return picture
+
+
+def assert_same(got, wanted, about):
+    """Values in [0, 1] are these levels, every one."""
+    wanted = unit(wanted)
+    assert np.array_equal(got, wanted), f"{about}: {(np.asarray(got) != wanted).sum()} values differ"
+
+
+def assert_values_give_its_pixels(name, op, values, images):
+    """An op of (image, value), compiled, on every image with every value."""
+    batched = jax.jit(jax.vmap(op, (None, 0)))
+    for levels in images:
+        wanted = np.stack([apply(name, levels, value) for value in values])
+        assert_same(batched(unit(levels), values), wanted, (name, levels.shape))

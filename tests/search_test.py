@@ -162,7 +162,7 @@ def test_seeds_at_once_on_an_accelerator_are_the_seeds_one_by_one(files, finishe
         )
 
 
-def test_official_preset_and_max_steps(files, monkeypatch):
+def test_official_preset_and_max_steps(files):
     changes = {"preset": "official", "max_steps": 2, "extra_ops": []}
     changes |= {"planted_op": "Invert,Brightness:0.5", "num_valid": 18, "exclude_ops": ["Rotate", "Cutout"]}
     official = run_here(files, "official", **changes)

@@ -87,7 +87,7 @@ def test_a_run_leaves_its_folder(finished):
     assert json.loads((finished / "environment.json").read_text())["platform"] == "cpu"
 
 
-def test_top_5_errors_are_told_from_100_classes_on(files, finished, monkeypatch, capsys):
+def test_top_5_errors_are_told_from_100_classes_on(files, finished, capsys):
     images = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3)).astype(np.uint8)
     labels = np.arange(100)
     arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}

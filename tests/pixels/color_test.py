@@ -8,6 +8,7 @@ import level_recovery
 import numpy as np
 import pillow_reference
 import pytest
+from pillow_reference import assert_same
 
 from dada.ops import color
 
@@ -36,11 +37,6 @@ IMAGES = pillow_reference.images()
 UNIT = [pillow_reference.unit(image) for image in IMAGES]
 
 
-def assert_same(got, wanted, about):
-    wanted = pillow_reference.unit(wanted)
-    assert np.array_equal(got, wanted), f"{about}: {(np.asarray(got) != wanted).sum()} values differ"
-
-
 def test_ops_without_value_equal_pillow():
     @jax.jit
     def every(image):
@@ -55,10 +51,7 @@ def test_ops_without_value_equal_pillow():
 
 @pytest.mark.parametrize("name", VALUED)
 def test_op_with_value_equals_pillow(name):
-    batched = jax.jit(jax.vmap(VALUED[name], (None, 0)))
-    for levels, image in zip(IMAGES, UNIT):
-        wanted = np.stack([pillow_reference.apply(name, levels, v) for v in VALUES[name]])
-        assert_same(batched(image, VALUES[name]), wanted, (name, levels.shape))
+    pillow_reference.assert_values_give_its_pixels(name, VALUED[name], VALUES[name], IMAGES)
 
 
 @pytest.mark.parametrize("name", VALUED)

@@ -8,6 +8,7 @@ import level_recovery
 import numpy as np
 import pillow_reference
 import pytest
+from pillow_reference import assert_same
 
 from dada.ops import spatial
 
@@ -32,17 +33,9 @@ UNIT = [pillow_reference.unit(image) for image in IMAGES]
 SQUARE, SQUARE_UNIT = IMAGES[2], UNIT[2]
 
 
-def assert_same(got, wanted, about):
-    wanted = pillow_reference.unit(wanted)
-    assert np.array_equal(got, wanted), f"{about}: {(np.asarray(got) != wanted).sum()} values differ"
-
-
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_geometry_equals_pillow(name):
-    batched = jax.jit(jax.vmap(GEOMETRY[name], (None, 0)))
-    for levels, image in zip(IMAGES, UNIT):
-        wanted = np.stack([pillow_reference.apply(name, levels, v) for v in VALUES[name]])
-        assert_same(batched(image, VALUES[name]), wanted, (name, levels.shape))
+    pillow_reference.assert_values_give_its_pixels(name, GEOMETRY[name], VALUES[name], IMAGES)
 
 
 @pytest.mark.parametrize("name", GEOMETRY)

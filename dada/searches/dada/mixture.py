@@ -68,6 +68,6 @@ def apply(
             ]
         )
         mixed = relaxation.weighted_parallel(images, outputs, weights[:, slot])
-        bit = bits[:, slot][:, None, None, None]
+        bit = bits[:, slot, None, None, None]
         images = (1.0 - bit) * images + bit * mixed  # exact for bits of 0 and 1
     return images
