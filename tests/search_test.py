@@ -224,7 +224,7 @@ def test_official_preset_and_max_steps(files):
         ),
         (
             {"score": "exact", "estimator": "straight_through", "policy_space": "triples"},
-            "--policy_space=triples: expected slots with --estimator=straight_through",
+            "policy_space: got 'triples', expected slots with estimator 'straight_through'",
         ),
         ({"policy_space": "slots", "top_k": 10}, "--top_k=10 has no effect with --policy_space=slots"),
     ],

@@ -80,10 +80,6 @@ def _config(library: ModuleType, settings: Settings, fields: dict[str, Any], mes
     if settings.get("hypergradient") == "finite_difference" and settings.get("dtype") == "bfloat16":
         expected = "expected exact: such differences are smaller than its rounding"
         raise ValueError(f"--dtype=bfloat16: got --hypergradient=finite_difference, {expected}")
-    is_mixture = settings.get("estimator") in dada_config.MIXTURES and library is dada
-    if is_mixture and settings["policy_space"] != "slots":
-        expected = f"expected slots with --estimator={settings['estimator']}, which mixes the ops of a slot"
-        raise ValueError(f"--policy_space={settings['policy_space']}: {expected}")
     # A temperature that no estimator reads has its default.
     if "temperature" in settings:
         fields = {**fields, "temperature": (settings["temperature"], settings["final_temperature"])}

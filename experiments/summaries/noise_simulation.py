@@ -16,6 +16,7 @@ from dada import ops, policies
 from dada.searches import dada_official
 from dada.searches.dada import space as policy_space
 from dada.searches.dada_official import gradient as official_gradient
+from dada.searches.dada_official import search as official_search
 
 _CONFIG = dada_official.Config(apply=lambda *_: None, space=ops.search_space("dada"))
 
@@ -23,7 +24,7 @@ _CONFIG = dada_official.Config(apply=lambda *_: None, space=ops.search_space("da
 @functools.partial(jax.jit, static_argnums=1)
 def _walk(key, num_steps):
     """Raw parameters after `num_steps` updates."""
-    optimizer = optax.adam(_CONFIG.policy_learning_rate, b1=0.5, b2=0.999)
+    optimizer = official_search.policy_optimizer(_CONFIG)
     start = dada_official.init(key, _CONFIG, (), ())
 
     def loss(params, inputs):

@@ -57,7 +57,8 @@ class SearchState(NamedTuple):
     epoch_policy: policy_space.Parameters
 
 
-def _optimizer(config: Config) -> optax.GradientTransformation:
+def policy_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam, as the released code has it for the policy."""
     return optax.adam(config.policy_learning_rate, b1=0.5, b2=0.999)
 
 
@@ -66,7 +67,7 @@ def init(key: jax.Array, config: Config, params: Any, batch_stats: Any) -> Searc
     key, control_key = jax.random.split(key)
     parameters = official_gradient.init_policy(policy_space.init("pairs", len(config.space.rows)))
     control = estimators.init_control_variate(control_key, parameters.op.size + parameters.application.size)
-    optimizer = _optimizer(config).init((parameters, control))
+    optimizer = policy_optimizer(config).init((parameters, control))
     return SearchState(key, sgd.init(params, batch_stats), parameters, control, optimizer, parameters)
 
 
@@ -149,7 +150,7 @@ def step(
     """One update of the network and one of the policy, as `searches` says."""
     checks.check_batches(train_batch, valid_batch)
     gradient, train, numbers = gradients(config, state, train_batch, valid_batch, axis_name)
-    updates, optimizer = _optimizer(config).update(gradient, state.optimizer)
+    updates, optimizer = policy_optimizer(config).update(gradient, state.optimizer)
     parameters, control = optax.apply_updates((state.policy, state.control), updates)
     starts_epoch = state.train.step % config.steps_per_epoch == 0
     epoch_policy = jax.tree.map(
