@@ -1,4 +1,4 @@
-"""DADA: one-step bi-level optimisation with an exact score for every image (Li et al., ECCV 2020)."""
+"""DADA: one-step bi-level optimisation of sub-policies, see `search` (Li et al., ECCV 2020)."""
 
 from .config import Config
 from .search import SearchState, extract_policy, init, step

@@ -16,7 +16,9 @@ ESTIMATORS = ("relax", "reinforce", *MIXTURES)
 
 @dataclasses.dataclass(frozen=True)
 class CommonConfig:
-    """Static settings that DADA and `dada_official` share; hashable. Defaults: the paper's CIFAR-10 search.
+    """Static settings that DADA and `dada_official` share; hashable.
+
+    Defaults: the released CIFAR-10 search, but for `policy_learning_rate` and `hypergradient` (see `exact`).
 
     Attributes:
       apply: network, (params, batch_stats, images, is_training, key, axis_name=) -> (logits, batch_stats).
@@ -68,7 +70,7 @@ class CommonConfig:
 class Config(CommonConfig):
     """Static settings of a corrected search.
 
-    Attributes: those of `CommonConfig`, and
+    Attributes: those of `CommonConfig`, `learning_rate` for the score "cosine" ("exact" wants 0.1), and
       policy_space: "pairs", "triples" or "slots", see `space`.
       score: of a draw: "cosine", or "exact", the gradient of the paper, see the modules of these names. Only
         "exact" reads `estimator`, `hypergradient` and `temperature`.

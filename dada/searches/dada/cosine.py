@@ -122,7 +122,7 @@ def gradients(
 
     Returns:
       ((gradient for the policy, ()), state, metrics). The first is an unbiased estimate of the gradient of
-      the expected cost of a draw; there is no control variate.
+      the expected cost of a draw with w held fixed; there is no control variate.
     """
     train, policy = state.train, state.policy
     rate = dada_config.learning_rate(config, train.step)

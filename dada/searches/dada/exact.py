@@ -3,9 +3,10 @@
     min_phi V(theta'(phi)),   theta'(phi) = theta - eta (mu B + clip(grad L(theta, phi)) + lambda theta)
 
 Every image draws its own sub-policy; g = grad of the training loss; theta' is the real next iterate; v = grad
-of the loss of a fresh validation batch at theta'; one JVP along v scores every image, s_i = < v, grad l_i >.
-The cost of image i's draw is -s_i. Levels follow d(-s)/d(level); choices and application bits follow RELAX,
-REINFORCE with a leave-one-out baseline, or a relaxed mixture.
+of the loss of a fresh validation batch at theta'; u is v pulled back through the step, at unit length: where
+nothing is clipped, -v / |v|. One JVP along u scores every image, s_i = -< u, grad l_i >. The cost of image
+i's draw is -s_i. Levels follow d(-s)/d(level); choices and application bits follow RELAX, REINFORCE with a
+leave-one-out baseline, or a relaxed mixture.
 
 Deviations from the released code, besides those that `search` names:
 - RELAX acts on the cost itself, its control variate trained on the variance of that estimator; the released
@@ -84,7 +85,7 @@ def gradients(
         clean_losses(sample.network_key, config, stats, valid_batch, axis_name), params, axis_name
     )
 
-    # The cost of a draw is < u, grad l_i >, which is -s_i: u points along -v.
+    # u, and the cost of a draw, < u, grad l_i > = -s_i.
     direction = bilevel.direction(pull_back, valid_gradient, least_norm=1e-12)
     is_exact = config.hypergradient == "exact"
     alignment = bilevel.alignment if is_exact else bilevel.alignment_finite_difference

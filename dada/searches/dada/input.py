@@ -1,6 +1,6 @@
 """The training batch that a DADA step sees: from uint8 images and one draw per image to network input.
 
-Every random number belongs to one image of the whole batch (`image_keys`). B images, K = 2 ops; D draws,
+Every random number belongs to one image of the whole batch (`image_keys`). B images, K ops; D draws,
 D = B, or 1 for one draw shared by the batch.
 """
 
@@ -83,9 +83,8 @@ def apply_draws(
     applied = jax.vmap(lambda draw: draw.bits[draw.row])(draws)
     of_images = (jnp.broadcast_to(leaf, signs.shape) for leaf in (rows, applied, levels[draws.row]))
     concrete = sampling.assemble_draws(space, *of_images, signs, centers)
-    op_ids = tuple(sorted({0, *ops.row_op_ids(space).tolist()}))
     images = augment.map_images(lambda images: images.astype(jnp.float32) / 255.0, images)
-    return augment.apply_draws_differentiable(images, concrete, op_ids)
+    return augment.apply_draws_differentiable(images, concrete, ops.op_ids(space))
 
 
 def network_input(

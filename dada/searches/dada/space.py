@@ -1,4 +1,4 @@
-"""The distributions over sub-policies that DADA learns, in its two policy spaces.
+"""The distributions over sub-policies that DADA learns, in its three policy spaces.
 
 `pairs` is the paper's space (section 3.1): one categorical over all N unordered pairs of distinct ops; each
 pair has K = 2 application probabilities and K levels. `triples` is the same with K = 3, for shifts that no

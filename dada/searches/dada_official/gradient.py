@@ -1,6 +1,6 @@
 """The policy gradient of the released DADA code, defects included; `search` lists them.
 
-Symbols: w pair weights, p application probabilities, m levels, h = grad V(omega') direction.
+Symbols: w pair weights, p application probabilities, m levels, h = direction of grad V(theta').
 """
 
 from typing import Any

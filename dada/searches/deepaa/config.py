@@ -9,9 +9,8 @@ import numpy as np
 
 from ... import augment, checks, ops
 
-# Extra ops of the space "deepaa" by the kind of images, in the order of the published policies.
+# Extra ops of the space "deepaa", in the order of the policies published for CIFAR.
 CIFAR_OPS = ("RandFlip", "RandCutout", "RandCrop")
-IMAGENET_OPS = ("RandFlip", "RandCutout60", "RandResizeCrop")
 
 # What the released code does where the default differs.
 OFFICIAL_SETTINGS = {"preset": "official", "stop_probability": None}
