@@ -94,8 +94,8 @@ ONE = schedule([0.2], [[1.0, 0.0]])
     [
         ([], "policies: got none"),
         ([ONE, layers([1.0, 0, 0])], "policy 1, kind: got layers, expected schedule as of policy 0"),
-        ([policies.identity("dada"), policies.identity("strength")], "search_space: got strength, expected"),
-        ([policies.identity(), policies.identity(extra_ops=("FlipUD",))], r"extra_ops: got \('FlipUD',\)"),
+        ([policies.random_policy(0), policies.identity()], "search_space: got strength, expected"),
+        ([policies.identity(), pairs(None, [[]], extra_ops=("FlipUD",))], r"extra_ops: got \('FlipUD',\)"),
         ([ONE, schedule([0.2], [[1.0, 0.0]], num_ops=3)], "num_ops: got 3, expected 2"),
         ([ONE, ONE, schedule([0.2], [[1.0, 0.0]], level=np.array([0.5, 0.9]))], "policy 2, level: got "),
         ([ONE, schedule([0.2, 0.2], [[1.0, 0.0]] * 2)], "policy 1, epochs: got 2, expected 1"),

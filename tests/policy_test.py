@@ -1,4 +1,4 @@
-"""Policy files: round trips, shipped policies, every way to be wrong; top_k, random_policy, op_mass."""
+"""Policy files: round trips, shipped policies, every way to be wrong; random_policy, op_mass."""
 
 import copy
 import dataclasses
@@ -375,22 +375,6 @@ def test_random_policy_of_longer_sub_policies():
     assert len(np.unique([probability, level])) == 150
     with pytest.raises(ValueError, match=r"num_sub_policies: got 0, expected 1\.\.0"):
         policies.random_policy(0, num_ops=16)
-
-
-def test_top_k():
-    sequences = [[(op, 0.5, 0.5)] for op in ("Invert", "Color", "Rotate")]
-    sequences.append([("Cutout", 0.1, 0.2), ("Invert", 0.3, 0.4)])
-    artefact = policies.from_sequences("dada", sequences, weights=[1, 3, 3, 0.5], seed=4)
-    best = policies.top_k(artefact, 2)
-    assert json.loads(policies.to_json(best))["sub_policies"] == [
-        [["Color", 0.5, 0.5]],
-        [["Rotate", 0.5, 0.5]],
-    ]
-    assert best.content.row.shape == (2, 1) and best.content.weight is None and best.seed == 4
-    assert best.selection_rule == "top 2 of 4 by weight, then uniform"
-    assert policies.top_k(artefact, 4).content.row.shape == (4, 2)
-    with pytest.raises(ValueError, match=r"k: got 5, expected 1\.\.4"):
-        policies.top_k(artefact, 5)
 
 
 def test_a_policy_can_be_a_static_argument():

@@ -20,7 +20,6 @@ from .policy import (
     save,
     space,
     to_json,
-    top_k,
     validate,
 )
 from .summary import format_table, layer_shares, op_levels, op_mass
@@ -45,6 +44,5 @@ __all__ = [
     "schedule",
     "space",
     "to_json",
-    "top_k",
     "validate",
 ]

@@ -10,7 +10,7 @@ sub_policies  Equal sequences of ops (the same ops in the same order) are one, w
 
               Exact but for the spread of p and level between policies; op masses are means of those of the
               policies. All sequences of a weight above 0 are kept, heaviest first: at most as many as the
-              policies have together. `top_k` can cut them.
+              policies have together.
 layers        probability[k, a] = mean_s probability_s[k, a]. Exact layer by layer, but layers are drawn
               independently of each other. A policy with fewer layers has Identity in the others.
 schedule      p_tp[e] = mean_s p_tp_s[e],   p_o[e] = sum_s p_tp_s[e] p_o_s[e] / sum_s p_tp_s[e]. Exact for one

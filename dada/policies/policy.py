@@ -256,9 +256,9 @@ def from_sequences(
     return policy
 
 
-def identity(search_space: str = "strength", extra_ops: tuple[str, ...] = ()) -> Policy:
+def identity() -> Policy:
     """Returns the policy that applies nothing: one empty sub-policy."""
-    return from_sequences(search_space, [[]], extra_ops=extra_ops, method="identity")
+    return from_sequences("strength", [[]], method="identity")
 
 
 def random_policy(
@@ -290,24 +290,6 @@ def random_policy(
     numbers = generator.uniform(size=(num_sub_policies, num_ops, 2))
     sequences = [[(op, *numbers[n, k]) for k, op in enumerate(sets[one])] for n, one in enumerate(chosen)]
     return from_sequences(search_space, sequences, method="random", seed=seed, **options)
-
-
-def top_k(policy: Policy, k: int) -> Policy:
-    """Returns the k heaviest sub-policies, heaviest first, ties in order, as a uniform policy.
-
-    Raises:
-      ValueError: the policy is of another kind, or does not have k sub-policies.
-    """
-    _require(policy.kind == "sub_policies", "kind", repr(policy.kind), "'sub_policies'")
-    content = policy.content
-    count = len(content.row)
-    _require(0 < k <= count, "k", k, f"1..{count}")
-    weight = np.ones(count) if content.weight is None else content.weight
-    order = np.argsort(-weight, kind="stable")[:k]
-    width = max(1, (content.row[order] >= 0).sum(axis=1).max())
-    kept = [array[order, :width] for array in content[:3]]
-    rule = f"top {k} of {count} by weight, then uniform"
-    return dataclasses.replace(policy, content=SubPolicies(*kept), selection_rule=rule)
 
 
 def _decode(data):
