@@ -20,7 +20,7 @@ from absl import flags
 from experiments import search, table_run
 from experiments.figures import success_figure
 from experiments.runs import command_line, run_flags
-from experiments.summaries import success_cells, success_definition, success_runs, success_text
+from experiments.summaries import success_cells, success_definition, success_runs, success_text, table_runs
 
 
 def define(values: flags.FlagValues) -> None:
@@ -48,13 +48,16 @@ def _chosen(definition, values):
         expected = f"expected some of the {definition.num_seeds} of the table"
         raise ValueError(f"--seed={values.seed}, --num_seeds={values.num_seeds}: {expected}")
     num_seeds = {one.key: one.num_seeds for one in definition.searches}
-    return [
+    chosen = [
         (one, case, seed)
         for seed in range(values.seed, last)
         for case in keys["cases"]
         for one in keys["searches"]
         if (one, case) in definition.recipes and seed < num_seeds[one]
     ]
+    if not chosen:
+        raise ValueError("the table has no run of these --searches, --cases and seeds together")
+    return chosen
 
 
 def _run_missing(definition, values, end):
@@ -68,8 +71,9 @@ def _run_missing(definition, values, end):
     contents_of = table_run.contents_reader(values)
 
     def is_finished(key, path):
-        contents = functools.partial(contents_of, search, *definition.recipes[key[:2]].arguments)
-        return success_runs.is_finished(definition, key, path, contents)
+        recipe = definition.recipes[key[:2]]
+        contents = functools.partial(contents_of, search, *recipe.arguments)
+        return table_runs.is_finished(path, recipe.flags, definition.defaults, contents)
 
     for key, path in missing.items():  # before anything is started: no folder holds other runs
         is_finished(key, path)
@@ -81,6 +85,7 @@ def _run_missing(definition, values, end):
                 search, arguments, path, values, [key[2]], end
             )
         except table_run.OutOfTime:
+            print(f"the time is over; the same command goes on with the runs in {values.run_dir}", flush=True)
             break
         if is_done:
             success_runs.record(definition, key, path)
@@ -100,7 +105,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     runs = success_runs.read(definition)
     cells = success_cells.cells(definition, runs)
     (definition.path / "table.md").write_text(success_text.markdown(definition, cells))
-    (definition.path / "table.csv").write_text(success_text.to_csv(definition, cells))
+    (definition.path / "table.csv").write_text(success_text.to_csv(cells))
     success_figure.draw(definition, cells, definition.path / "table.png")
     of = sum(cell.num_seeds for cell in cells.values())
     print(f"{definition.path / 'table.md'}: {len(runs)} of {of} runs")

@@ -3,9 +3,9 @@
     python -m experiments.table_run experiments/results/small_data --column=reduced_embedded_wrn_10_1 \\
         --run_dir=runs/small_data
 
-Goes through the columns, in each through the seeds, and for each seed through the rows, in the order of the
-table; what is finished is skipped and what was interrupted goes on from its last checkpoint, so that the same
-command can be given again at any time. Every run is a process of its own, `experiments.search` or
+Goes through the columns, in each through the seeds, and for each seed through the rows, in the `order` of the
+definition; what is finished is skipped and what was interrupted goes on from its last checkpoint, so that the
+same command can be given again at any time. Every run is a process of its own, `experiments.search` or
 `experiments.train`, with the flags of its cell, in RUN_DIR/COLUMN/ROW/seed_N and
 RUN_DIR/COLUMN/ROW/search/seed_N; what several columns have is run once, for the first of them. A folder with
 a run of other flags, or of other data or another policy under the same names, is an error. A run that fails
@@ -35,7 +35,7 @@ from absl import flags
 
 from experiments import search, train
 from experiments.data import datasets
-from experiments.runs import command_line, run_flags, run_folder
+from experiments.runs import command_line, run_flags
 from experiments.summaries import table_definition, table_runs
 
 _MARGIN = 15.0  # seconds for imports before the clock starts, and for what a command does at its end
@@ -100,7 +100,7 @@ def _cells(definition, values, column):
 
 
 def _with_data(columns, values):
-    """The cells whose data are there; says in one line of each data set that is not what it lacks.
+    """The cells whose data are there; prints a line for each data set that is not, with what is missing.
 
     Raises:
       FileNotFoundError: there is no such cell.
@@ -153,25 +153,6 @@ def contents_reader(values: flags.FlagValues) -> Callable[..., dict[str, str | N
 def deadline(values: flags.FlagValues) -> float:
     """When the last run must have ended, in seconds of time.monotonic()."""
     return math.inf if values.seconds is None else time.monotonic() + values.seconds - _MARGIN
-
-
-def _is_finished(
-    path: pathlib.Path,
-    wanted: dict[str, str],
-    defaults: dict[str, str],
-    contents: Callable[[], dict[str, str | None]],
-) -> bool:
-    """Whether a run folder holds a finished run; ValueError if it holds one of another recipe or content."""
-    if not (path / "flags.txt").is_file():
-        return False
-    was_run = table_definition.what_was_run(run_folder.read_flags(path))
-    if "policy" not in wanted:
-        was_run.pop("policy", None)
-    if not table_definition.is_same(wanted, was_run, defaults):
-        problem = "holds a run with other flags than the table asks for: choose another --run_dir"
-        raise ValueError(f"{path} {problem}")
-    run_folder.check_contents(path, contents())
-    return run_folder.RunFolder(path).is_finished
 
 
 def _groups(seeds: list[int], size: int) -> list[list[int]]:
@@ -253,7 +234,7 @@ class _Runner:
     def _is_searched(self, cell, seed):
         path, recipe = cell.search_folder / f"seed_{seed}", cell.recipe
         contents = functools.partial(self._contents, search, *recipe.search)
-        return _is_finished(path, recipe.search_flags, self._defaults["search"], contents)
+        return table_runs.is_finished(path, recipe.search_flags, self._defaults["search"], contents)
 
     def is_trained(self, cell, seed):
         """Whether the training of a seed is finished."""
@@ -267,7 +248,7 @@ class _Runner:
             return made_of
 
         path = cell.folder / f"seed_{seed}"
-        return _is_finished(path, cell.recipe.train_flags, self._defaults["train"], contents)
+        return table_runs.is_finished(path, cell.recipe.train_flags, self._defaults["train"], contents)
 
 
 def _found(cell, seed):

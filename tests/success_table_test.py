@@ -99,7 +99,7 @@ def test_committed_runs_give_the_committed_table():
     definition = load(COMMITTED)
     cells = success_cells.cells(definition, success_runs.read(definition))
     assert (COMMITTED / "table.md").read_text() == success_text.markdown(definition, cells)
-    assert (COMMITTED / "table.csv").read_text() == success_text.to_csv(definition, cells)
+    assert (COMMITTED / "table.csv").read_text() == success_text.to_csv(cells)
 
 
 def test_cells_by_hand(folder, tmp_path):
@@ -122,7 +122,7 @@ def test_cells_by_hand(folder, tmp_path):
         "| 2 of 3 searches (67%), 0 of 1 ops (0%), 1 of 2 kept (50%) | not run |",
     ):
         assert line in text, line
-    lines = success_text.to_csv(definition, cells).splitlines()
+    lines = success_text.to_csv(cells).splitlines()
     assert "dada,Rotate-,2,2,2,,6.5,0.8,0.65,0.9,0.0625,61" in lines
     assert "official,Invert,2,2,1,0,9,,,0.475,0.0625,61" in lines and "ddas,Invert,1,0,0,,,,,,," in lines
     draws = [success_figure.draw(definition, cells, tmp_path / f"{n}.png").read_bytes() for n in (0, 1)]
@@ -175,7 +175,9 @@ def test_the_command_runs_what_is_missing(folder, tmp_path, processes, capsys):
     failing.clear()
     started.clear()
     shutil.rmtree(run_dir)
-    run_folder.create(run_dir / "official" / "Invert" / "seed_0", {"seed": 0})
+    interrupted = run_dir / "official" / "Invert" / "seed_0"
+    write_run(interrupted, ["--model=wrn_10_1", "--preset=official", "--planted_op=Invert"])
+    (interrupted / "summary.json").unlink()
     command(folder, f"--run_dir={run_dir}")
     assert len(started) == 1 and "official/Invert/seed_0" in started[0] and started[0].endswith("--resume")
     assert "table.md: 9 of 9 runs" in capsys.readouterr().out
@@ -206,7 +208,9 @@ def test_the_command_ends_in_time(folder, tmp_path, monkeypatch, capsys):
 
     small_runs.stand_in(monkeypatch, start)
     command(folder, f"--run_dir={tmp_path / 'runs'}", "--seconds=60")
-    assert started == [pytest.approx(45.0, abs=5.0)] and "0 of 9 runs" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert started == [pytest.approx(45.0, abs=5.0)] and "0 of 9 runs" in text
+    assert "the time is over; the same command goes on" in text
 
 
 def test_a_record_says_what_became_of_the_op(folder, tmp_path):
@@ -223,10 +227,11 @@ def test_a_record_says_what_became_of_the_op(folder, tmp_path):
 def test_runs_of_other_recipes_are_refused(folder, tmp_path, processes):
     path = tmp_path / "runs" / "dada" / "Invert" / "seed_0"
     write_run(path, ["--model=wrn_10_1", "--planted_op=Invert", "--epochs=9"])
-    message = "seed_0: search dada, case Invert, seed 0: a run with other flags than the table asks for"
-    with pytest.raises(ValueError, match=message):
-        command(folder, f"--run_dir={tmp_path / 'runs'}")
-    assert not processes[0]
+    for state in ("finished", "interrupted"):
+        with pytest.raises(ValueError, match="seed_0: a run with --epochs=9, expected 20; choose another"):
+            command(folder, f"--run_dir={tmp_path / 'runs'}")
+        assert not processes[0], state
+        (path / "summary.json").unlink(missing_ok=True)
     shutil.rmtree(path)
     write_run(path, ["--model=wrn_10_1", "--planted_op=Invert"])
     contents = run_folder.read_contents(path)
@@ -238,7 +243,7 @@ def test_runs_of_other_recipes_are_refused(folder, tmp_path, processes):
     other = {"key": "Rotate-", "name": "Rotate −20°", "planted_op": "Rotate:-20"}
     for changes in ({"cases": [other]}, {"searches": [{**DEFINITION["searches"][0], "flags": []}]}):
         write(folder, **{"searches": DEFINITION["searches"][:1], **changes})
-        with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: .*, seed 0: a run with other flags"):
+        with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: .*, seed 0: a run with --"):
             command(folder)
     write(folder, cases=[{"key": "Invert", "name": "Invert"}])
     with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: .*case Rotate-, seed 0: not in this table"):
@@ -272,6 +277,7 @@ def test_bad_definitions_are_refused(tmp_path, changes, message):
         (["--run_dir=x", "--searches=dda"], "--searches: got dda, expected some of dada, official, ddas"),
         (["--run_dir=x", "--cases=Invert,Flip"], "--cases: got Flip, expected some of Rotate-, Invert"),
         (["--run_dir=x", "--seed=1", "--num_seeds=2"], "expected some of the 2 of the table"),
+        (["--run_dir=x", "--searches=ddas", "--seed=1"], "the table has no run of these --searches"),
         (["--cases=Invert"], "--cases has no effect without --run_dir"),
         (["more"], "got 2 arguments, expected one"),
     ],

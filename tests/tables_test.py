@@ -572,7 +572,7 @@ def test_a_stopped_table_goes_on_to_the_same_bytes(tmp_path, monkeypatch, capsys
 def test_the_runner_refuses_a_folder_with_other_runs(definition, tmp_path, processes):
     path = tmp_path / "runs" / "small" / "cutout" / "seed_0"
     write_run(path, {**definition.recipes["small", "cutout"].train_flags, "epochs": "9", "seed": 0}, 0.5)
-    with pytest.raises(ValueError, match="seed_0 holds a run with other flags"):
+    with pytest.raises(ValueError, match="seed_0: a run with --epochs=9, expected "):
         run_table(definition, tmp_path)
 
 

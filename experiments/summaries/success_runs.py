@@ -6,7 +6,6 @@ commands can fill one table.
 
 import json
 import pathlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 from experiments.runs import run_folder
@@ -56,27 +55,6 @@ def read(definition: success_definition.Definition) -> dict[Key, Run]:
     return runs
 
 
-def is_finished(
-    definition: success_definition.Definition,
-    key: Key,
-    path: pathlib.Path,
-    contents: Callable[[], dict[str, str | None]],
-) -> bool:
-    """Whether a run folder holds the finished run of a cell.
-
-    Raises:
-      ValueError: it holds one of another recipe or of other contents.
-    """
-    if not (path / "summary.json").is_file():
-        return False
-    try:
-        _check(definition, key, table_definition.what_was_run(run_folder.read_flags(path)))
-        run_folder.check_contents(path, contents())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; choose another --run_dir") from error
-    return run_folder.RunFolder(path).is_finished
-
-
 def record(definition: success_definition.Definition, key: Key, path: pathlib.Path) -> Run:
     """Adds the finished run in a folder to the runs of a table; returns it."""
     flags, summary = table_definition.what_was_run(run_folder.read_flags(path)), run_folder.read_summary(path)
@@ -109,5 +87,5 @@ def _check(definition, key, flags):
     num_seeds = {one.key: one.num_seeds for one in definition.searches}
     if recipe is None or seed not in range(num_seeds[search]):
         raise ValueError(f"{where}: not in this table")
-    if not table_definition.is_same(recipe.flags, flags, definition.defaults):
-        raise ValueError(f"{where}: a run with other flags than the table asks for")
+    if problem := table_definition.difference(recipe.flags, flags, definition.defaults):
+        raise ValueError(f"{where}: {problem}")

@@ -71,9 +71,7 @@ def _share(count, of, name):
     return f"{count} of {of} {name} ({count / of:.0%})"
 
 
-def to_csv(
-    definition: success_definition.Definition, cells: dict[tuple[str, str], success_cells.Cell]
-) -> str:
+def to_csv(cells: dict[tuple[str, str], success_cells.Cell]) -> str:
     """One line a cell; empty where there is nothing. Masses and seconds are means over seeds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -231,12 +231,25 @@ def what_was_run(flag_texts: dict[str, str]) -> dict[str, str]:
 
 
 def is_same(wanted: dict[str, str] | None, flags: dict[str, str] | None, defaults: dict[str, str]) -> bool:
-    """Whether a run had the wanted flags, and none where None is wanted; newer flags have their defaults."""
+    """Whether a run had the wanted flags, and none where None is wanted."""
     if wanted is None or flags is None:
         return wanted is flags
+    return difference(wanted, flags, defaults) is None
+
+
+def difference(wanted: dict[str, str], flags: dict[str, str], defaults: dict[str, str]) -> str | None:
+    """In which flag a run is not as wanted, in words; flags newer than the run have their defaults."""
     flags = {name: defaults.get(name) for name in wanted} | flags
-    planted = [planting.parse(one.get("planted_op")) for one in (wanted, flags)]
-    return {**flags, "planted_op": None} == {**wanted, "planted_op": None} and _is_same_planted(*planted)
+    for name in sorted(flags):
+        got, expected = flags[name], wanted.get(name)
+        if name == "planted_op":
+            is_same = _is_same_planted(planting.parse(expected), planting.parse(got))
+        else:
+            is_same = got == expected
+        if not is_same:
+            given = f"without --{name}" if got is None else f"with --{name}={got}"
+            return f"a run {given}, expected {expected or 'none'}"
+    return None
 
 
 def _is_same_planted(wanted, planted):

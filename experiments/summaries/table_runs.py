@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import NamedTuple
 
 from dada import policies
@@ -64,6 +65,34 @@ def read(definition: table_definition.Definition) -> list[Run]:
             raise ValueError(f"{path}, line {number}: its flags are not the recipe of {cell}")
         runs.append(run)
     return runs
+
+
+def is_finished(
+    path: pathlib.Path,
+    wanted: dict[str, str],
+    defaults: dict[str, str],
+    made_of: Callable[[], dict[str, str | None]],
+) -> bool:
+    """Whether a run folder holds the finished run of a cell.
+
+    Args:
+      path: the folder, which need not exist.
+      wanted: flags of the cell, as texts.
+      defaults: those of flags that are newer than the run.
+      made_of: what a run of the cell would be made of now, by content.
+
+    Raises:
+      ValueError: it holds a run of other flags or of other contents.
+    """
+    if not (path / "flags.txt").is_file():
+        return False
+    was_run = table_definition.what_was_run(run_folder.read_flags(path))
+    if "policy" not in wanted:  # one that a search found
+        was_run.pop("policy", None)
+    if problem := table_definition.difference(wanted, was_run, defaults):
+        raise ValueError(f"{path}: {problem}; choose another --run_dir")
+    run_folder.check_contents(path, made_of())
+    return run_folder.RunFolder(path).is_finished
 
 
 def collect(
