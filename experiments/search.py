@@ -139,12 +139,15 @@ def _changes_images(row: ops.OpRow, value: float) -> bool:
     return row.identity is None or not math.isclose(value, row.identity, rel_tol=1e-6, abs_tol=1e-6)
 
 
-def _largest_valid_batch(method: Method, valid: sgd.Batch, judged: judge.Plan | None) -> tuple[int, str]:
-    """As `Method.largest_valid_batch`, of the half that all of the search sees."""
+def _largest_batches(
+    method: Method, train: sgd.Batch, valid: sgd.Batch, judged: judge.Plan | None
+) -> dict[str, tuple[int, str]]:
+    """As `Method.largest_batches`, of the validation images that all of the search sees."""
     if judged is None:
-        return method.largest_valid_batch(valid)
-    most, got = method.largest_valid_batch(jax.tree.map(lambda part: part[judged.kept], valid))
-    return most, f"{got} without the half that --judge holds back"
+        return method.largest_batches(train, valid)
+    limits = method.largest_batches(train, jax.tree.map(lambda part: part[judged.kept], valid))
+    most, got = limits["valid_batch_size"]
+    return limits | {"valid_batch_size": (most, f"{got} without the half that --judge holds back")}
 
 
 def _fitting(size: int, most: int, got: str, share: int) -> int:
@@ -180,10 +183,7 @@ def task_of(settings: dict[str, Any], dataset: datasets.Dataset, *, fits_valid_b
     valid = datasets.stratified_part(valid, settings["num_valid"], "num_valid")
     mesh = devices.mesh(settings["num_devices"])
     judged = judge.plan(settings, mesh, train, valid) if settings["judge"] else None
-    limits = {
-        "batch_size": search_loop.largest_batch(train),
-        "valid_batch_size": _largest_valid_batch(method, valid, judged),
-    }
+    limits = _largest_batches(method, train, valid, judged)
     if fits_valid_batch:
         share = mesh.size if mesh and "valid_batch_size" in method.divided else 1
         size = _fitting(settings["valid_batch_size"], *limits["valid_batch_size"], share)

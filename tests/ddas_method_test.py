@@ -134,6 +134,7 @@ def test_official_preset(files):
         ({"preset": "official", "magnitudes": []}, "the released code has only ddas, ddas_imagenet"),
         ({"preset": "official", "draws": "image", "search_space": "ddas", "magnitudes": []}, "only batch"),
         ({"p_tp": 1.0}, "initial_p_tp: got 1.0"),
+        ({"nesterov": True}, "--nesterov has no effect with --momentum=0"),
         ({"magnitudes": ["0"], "planted_op": "Color"}, "expected a finite value that changes the images"),
         ({"extra_ops": ["RandFlip"]}, "got the random ops RandFlip, which only DeepAA searches"),
     ],

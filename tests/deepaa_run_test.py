@@ -181,6 +181,7 @@ def test_points_have_clean_images_of_their_class():
         ({"valid_batch_size": 20}, "--valid_batch_size=20: class . has . images to be clean, expected 20"),
         ({"proxy_images": 150}, "--proxy_images=150: expected less than 128 of the 160"),
         ({"proxy_images": 10}, "--batch_size=16: the proxy has only 10"),
+        ({"num_train": 12, "num_layers": 1, **UPPER, "num_valid": 4}, "--valid_batch_size=4: class . has 1 "),
         *(
             ({**UPPER, "num_layers": 1, flag: 0.5}, f"--{flag}=0.5 has no effect with --num_layers=1")
             for flag in ("penalty", "stop_probability")
@@ -203,7 +204,11 @@ def test_bad_input_is_refused_before_anything_is_written(files, changes, message
 
 
 @pytest.mark.parametrize(
-    "changes", [{"epochs": 3}, {"learning_rate": 0.2}, {"weight_decay": 0.1}, {"clip_norm": 1.0}]
+    "changes",
+    [
+        *({"epochs": 3}, {"learning_rate": 0.2}, {"weight_decay": 0.1}, {"clip_norm": 1.0}),
+        *({"crop_padding": 2}, {"flip": False}, {"color_jitter": 0.4}),
+    ],
 )
 def test_a_proxy_that_was_trained_otherwise_is_refused(files, finished, changes):
     with pytest.raises(ValueError, match="has no effect with --proxy, which was trained otherwise"):

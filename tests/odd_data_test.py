@@ -133,6 +133,8 @@ def test_photos_are_upright_unless_asked_not_to(tmp_path, capsys):
     settings = train.resolve(["--noexif_orientation"])
     with pytest.raises(ValueError, match="--noexif_orientation for 'embedded': expected only for a folder"):
         run_flags.load_dataset(settings)
+    with pytest.raises(ValueError, match="--download for 'embedded': expected only for cifar10, cifar"):
+        run_flags.load_dataset(train.resolve(["--download"]))
     assert (run_flags.load_dataset(settings | {"dataset": str(tmp_path)}).train_images[:8] == expected).all()
 
 

@@ -143,6 +143,11 @@ BAD = {  # by name: command, flags, words
     ),
     "all": (search, f"--exclude_ops={all_ops('directed')}", "got all of search space 'directed'"),
     "all but one": (search, f"--exclude_ops={all_ops('directed', 'Invert')}", "at least 2 ops, got 1"),
+    "all but a pair": (
+        search,
+        f"--policy_space=triples --exclude_ops={all_ops('directed', ('Invert', 'Equalize'))}",
+        "at least 3 ops, got 2",
+    ),
     "all but one to judge": (
         search,
         f"--method=ddas --judge --exclude_ops={all_ops('ddas', 'Invert')}",

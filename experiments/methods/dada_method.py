@@ -60,7 +60,7 @@ def defaults(settings: Settings) -> dict[str, Any]:
     is_mixture = settings["estimator"] in dada_config.MIXTURES and not is_official
     fields = defaults_of(official_config.Config if is_official else dada_config.Config)
     if settings["score"] == "exact":
-        fields |= defaults_of(dada_config.CommonConfig)  # the paper's
+        fields |= defaults_of(dada_config.CommonConfig)
     temperature = 1.0 if is_mixture else fields["temperature"][0]
     names = ("learning_rate", "hypergradient", "policy_learning_rate")
     return {
@@ -74,7 +74,8 @@ def defaults(settings: Settings) -> dict[str, Any]:
 
 def _config(library: ModuleType, settings: Settings, fields: dict[str, Any], mesh: Any) -> Any:
     del mesh
-    policy_space.init("pairs", len(fields["space"].rows))  # refuses a space of one op
+    # Refuses a space of fewer ops than a sub-policy has.
+    policy_space.init(settings.get("policy_space", "pairs"), len(fields["space"].rows))
     if library is dada_official and settings["estimator"] != "relax":
         raise ValueError(f"--estimator={settings['estimator']}: expected relax with --preset=official")
     if settings.get("hypergradient") == "finite_difference" and settings.get("dtype") == "bfloat16":
@@ -123,7 +124,7 @@ CORRECTED = Method(
     policy_position="after_crop",
     stands_alone=False,
     split=lambda dataset, settings: datasets.search_parts(dataset),
-    largest_valid_batch=search_loop.largest_batch,
+    largest_batches=search_loop.largest_batches,
     config=functools.partial(_config, dada),
     plan=lambda settings, dataset: None,
     planted_levels=_planted_levels,

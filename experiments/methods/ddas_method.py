@@ -71,6 +71,8 @@ def _candidates(settings: Settings, space: ops.SearchSpace) -> ddas.Candidates:
 
 def _config(settings: Settings, fields: dict[str, Any], mesh: Any) -> ddas.Config:
     del mesh
+    if settings["nesterov"] and not settings["momentum"]:
+        raise ValueError("--nesterov has no effect with --momentum=0")
     return ddas.Config(
         **fields,
         candidates=_candidates(settings, fields["space"]),

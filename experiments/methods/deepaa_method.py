@@ -17,8 +17,9 @@ from experiments.runs import command_line, compiled_loop, run_folder
 
 _DEFAULTS = defaults_of(deepaa.Config)
 _SPLIT_SEED = 0  # the same three parts for all seeds of a search
-# Flags that nothing reads but the training of a proxy, and those of the layers on top of the first one.
+# Flags of the training of a proxy only, of that and --judge, and of the layers on top of the first one.
 _OF_PROXY = ("epochs", "learning_rate", "weight_decay", "clip_norm")
+_BASE = ("crop_padding", "flip", "cutout_length", "color_jitter", "lighting")
 _OF_UPPER_LAYERS = ("num_chains", "num_prefixes", "penalty", "stop_probability")
 
 
@@ -49,13 +50,19 @@ def unread(settings: Settings) -> dict[str, str]:
     names = dict.fromkeys(("crop", "crop_area", "decode_threads"), "--method=deepaa")
     if settings["num_layers"] == 1:
         names |= dict.fromkeys(_OF_UPPER_LAYERS, "--num_layers=1")
+    of_proxy = _OF_PROXY if settings["judge"] else (*_OF_PROXY, *_BASE)
     if settings["pretrained"]:
-        names |= dict.fromkeys(("proxy", *_OF_PROXY), "--pretrained")
+        names |= dict.fromkeys(("proxy", *of_proxy), "--pretrained")
     elif settings["proxy"]:
         given = run_folder.read_flags(os.path.expanduser(settings["proxy"]))
-        other = (flag for flag in _OF_PROXY if float(given.get(flag) or 0) != settings[flag])
+        other = (flag for flag in of_proxy if _number(given.get(flag)) != _number(settings[flag]))
         names |= dict.fromkeys(other, "--proxy, which was trained otherwise")
     return names
+
+
+def _number(value):
+    """Of a flag or its text; none is 0."""
+    return float({"true": 1, "false": 0}.get(value, value or 0))
 
 
 def defaults(settings: Settings) -> dict[str, Any]:
@@ -119,11 +126,16 @@ def _equal_part(part, count, num_classes):
     return datasets.part_of(part, datasets.first_of_each(part.labels, of_each))
 
 
-def _largest_valid_batch(clean: sgd.Batch) -> tuple[int, str]:
-    """Clean images of the rarest class: a data point has as many of its own class, all different."""
+def _largest_batches(train: sgd.Batch, clean: sgd.Batch) -> dict[str, tuple[int, str]]:
+    """Clean images of the rarest class: a data point has as many of its own class, all different.
+
+    --batch_size is of the proxy's images, see `_plan`.
+    """
+    del train
     classes, counts = np.unique(clean.labels, return_counts=True)
     rarest = counts.argmin()
-    return int(counts[rarest]), f"class {classes[rarest]} has {counts[rarest]} images to be clean"
+    about = f"class {classes[rarest]} has {counts[rarest]} images to be clean"
+    return {"valid_batch_size": (int(counts[rarest]), about)}
 
 
 def _config(settings: Settings, fields: dict[str, Any], mesh: Any) -> deepaa.Config:
@@ -144,14 +156,13 @@ def _plan(settings: Settings, dataset: datasets.Dataset) -> deepaa_run.Plan:
         model = run_folder.read_flags(path).get("model")
         if model != settings["model"] or run_folder.RunFolder(path).latest_step() is None:
             raise ValueError(f"--proxy={path}: expected a trained {settings['model']}, got a run of {model}")
-    base = ("crop_padding", "flip", "cutout_length", "color_jitter", "lighting")
     proxy = deepaa_run.Proxy(
         folder=path and pathlib.Path(path),
         images=sgd.Batch(dataset.train_images[part], dataset.train_labels[part]),
         num_epochs=settings.get("epochs", 0),
         batch_size=settings["batch_size"],
         # Without a training the yardstick of --measure_cost is left, for which the numbers do not matter.
-        settings={name: settings.get(name, 0.0) for name in ("learning_rate", "weight_decay", *base)}
+        settings={name: settings.get(name, 0.0) for name in ("learning_rate", "weight_decay", *_BASE)}
         | {"clip_norm": settings.get("clip_norm") or None},
     )
     return deepaa_run.Plan(settings["num_points"], settings["model"], proxy)
@@ -172,7 +183,7 @@ CORRECTED = Method(
     policy_position="first",
     stands_alone=True,  # it has flip, cutout and crop of its own, and the flags say how the proxy trains
     split=_split,
-    largest_valid_batch=_largest_valid_batch,
+    largest_batches=_largest_batches,
     config=_config,
     plan=_plan,
     planted_levels=_planted_levels,

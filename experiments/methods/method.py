@@ -58,8 +58,8 @@ class Method(NamedTuple):
     stands_alone: bool  # whether one trains with its policies alone, without base augmentation
     # Images to search on and to validate with. (dataset, settings) -> both
     split: Callable[[datasets.Dataset, Settings], tuple[sgd.Batch, sgd.Batch]]
-    # The most images of it that --valid_batch_size can ask for, and what to say of it. (second half) -> both
-    largest_valid_batch: Callable[[sgd.Batch], tuple[int, str]]
+    # By flag of a batch the most images that it can ask for, and what to say of it. (both halves) -> limits
+    largest_batches: Callable[[sgd.Batch, sgd.Batch], dict[str, tuple[int, str]]]
     # The library's Config. (settings, its fields of `config_fields`, the mesh of the run) -> Config
     config: Callable[[Settings, dict[str, Any], Any], Any]
     # What the functions below need besides it. (settings, dataset) -> Task.plan

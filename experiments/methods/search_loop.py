@@ -49,10 +49,10 @@ def replicate(data: Data, mesh: jax.sharding.Mesh | None) -> Data:
     return devices.replicate(data, mesh)
 
 
-def largest_batch(part: sgd.Batch) -> tuple[int, str]:
-    """The most images of a half that a step can have, and what to say of it."""
-    count = len(part.labels)
-    return count, f"the search has only {count} such images"
+def largest_batches(train: sgd.Batch, valid: sgd.Batch) -> dict[str, tuple[int, str]]:
+    """`Method.largest_batches`: a step has no image twice."""
+    counts = {"batch_size": len(train.labels), "valid_batch_size": len(valid.labels)}
+    return {flag: (count, f"the search has only {count} such images") for flag, count in counts.items()}
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
