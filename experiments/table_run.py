@@ -92,7 +92,9 @@ def _cells(definition, values, column):
     for (other, row), recipe in definition.recipes.items():
         if other != column:
             continue
-        key, *_ = (cell for cell, same in definition.recipes.items() if cell[1] == row and same == recipe)
+        key, *_ = (
+            cell for cell, first in definition.recipes.items() if cell[1] == row and first.is_same(recipe)
+        )
         folder = pathlib.Path(values.run_dir).expanduser().joinpath(*key)
         searched = recipe.search and search_folders.setdefault(tuple(recipe.search), folder / "search")
         cells[row] = _Cell(key, recipe, folder, searched)

@@ -303,7 +303,10 @@ def test_a_missing_definition_is_named(tmp_path):
 
 
 def test_recipes_ignore_place_and_seed_and_know_later_flags(definition):
-    wanted = definition.recipes["small", "identity"].train_flags
+    recipe = definition.recipes["small", "identity"]
+    assert recipe.is_same(recipe._replace(train=["--in_other", "--words"])) and not recipe.is_same(None)
+    assert not recipe.is_same(recipe._replace(search_flags={}))
+    wanted = recipe.train_flags
     assert not {"seed", "run_dir", "data_dir"} & set(wanted) and wanted["flip"] == "false"
     old = {name: text for name, text in wanted.items() if name != "dtype"}
     defaults = definition.defaults["train"]

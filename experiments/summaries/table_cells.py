@@ -67,7 +67,9 @@ def _cell(definition, column, row, runs):
 
     # Columns in which a row has one recipe share its runs.
     recipes = definition.recipes
-    of_column = [run for run in runs if recipes.get((column.key, run.row)) == recipes[run.column, run.row]]
+    of_column = [
+        run for run in runs if recipes[run.column, run.row].is_same(recipes.get((column.key, run.row)))
+    ]
     of_cell = [run for run in of_column if run.row == row.key]
     random_rows = {other.key for other in definition.rows if other.role == "random"}
     # A random policy is compared with the other random policies.

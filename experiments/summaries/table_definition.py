@@ -83,6 +83,10 @@ class Recipe(NamedTuple):
     train_flags: dict[str, str]
     search_flags: dict[str, str] | None
 
+    def is_same(self, other: "Recipe | None") -> bool:
+        """Whether the command lines mean the same flags."""
+        return other is not None and self[2:] == other[2:]
+
 
 class Definition(NamedTuple):
     """A whole table."""
