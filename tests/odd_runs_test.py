@@ -56,7 +56,8 @@ def inputs(tmp_path, monkeypatch):
 
 def write_proxy(path, seed):
     shutil.rmtree(path, ignore_errors=True)
-    folder = run_folder.create(path, {"model": "wrn_10_1"})
+    given = ("model", "crop_padding", "cutout_length")
+    folder = run_folder.create(path, {name: SMALL[name] for name in given})
     init = jax.jit(wide_resnet.init, static_argnums=1)
     folder.save(1, sgd.init(*init(jax.random.key(seed), wide_resnet.Config(10, 1, 4))))
 
