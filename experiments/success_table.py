@@ -84,8 +84,8 @@ def _run_missing(definition, values, end):
             is_done = is_finished(key, path) or table_run.start(
                 search, arguments, path, values, [key[2]], end
             )
-        except table_run.OutOfTime:
-            print(f"the time is over; the same command goes on with the runs in {values.run_dir}", flush=True)
+        except table_run.OutOfTime as over:
+            print(over, flush=True)
             break
         if is_done:
             success_runs.record(definition, key, path)

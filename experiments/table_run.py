@@ -193,8 +193,9 @@ def start(
     """
     # By default the run would go on alone, and meet the next start in its folder.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    over = OutOfTime(f"the time is over; the same command goes on with the runs in {values.run_dir}")
     if (left := end - time.monotonic()) <= 0.0:
-        raise OutOfTime
+        raise over
     line = [
         *(sys.executable, "-m", command.__name__, *arguments, *_shared(values)),
         *(f"--run_dir={folder}", f"--seed={seeds[0]}", f"--num_seeds={len(seeds)}"),
@@ -204,7 +205,7 @@ def start(
     try:
         return subprocess.run(line, stdout=subprocess.DEVNULL, timeout=left).returncode == 0
     except subprocess.TimeoutExpired as error:
-        raise OutOfTime from error
+        raise over from error
 
 
 class _Runner:
@@ -278,8 +279,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
             for cell in cells:
                 runner.run(cell, [seed for seed in group if (*cell.key, seed) not in recorded])
         ending = f"all runs are in {values.run_dir}"
-    except OutOfTime:
-        ending = f"the time is over; the same command goes on with the runs in {values.run_dir}"
+    except OutOfTime as over:
+        ending = str(over)
     if runner.failed:
         names = ", ".join(map(str, runner.failed))
         raise command_line.Interrupted(f"{len(runner.failed)} runs failed: {names}")

@@ -126,10 +126,10 @@ def load(
         )
     if input == "host" and not (is_folder and image_size):
         raise ValueError(f"--input=host for {name!r}: expected a folder of images, and --image_size")
-    if download and name.removeprefix("reduced_") not in NUM_CLASSES:
+    base, classes = name.removeprefix("reduced_"), None
+    if download and base not in NUM_CLASSES:
         raise ValueError(f"--download for {name!r}: expected only for {', '.join(NUM_CLASSES)}")
     prepared = host_images.Preparation(image_size, resize, crop, crop_area, exif_orientation)
-    base, classes = name.removeprefix("reduced_"), None
     if base in NUM_CLASSES:
         arrays = _read_official(name, data_dir, download)
         classes = range(NUM_CLASSES[base])
